@@ -1,0 +1,1 @@
+"""Bundled weights and motions, and the maker of tiny random repositories."""

@@ -1,0 +1,1 @@
+"""LoRA and single-file loading."""

@@ -1,0 +1,1 @@
+"""Models: the transformer, the VAE and the motion encoders."""

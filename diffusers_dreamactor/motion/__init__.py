@@ -1,0 +1,1 @@
+"""Motion as data: sequences, skeletons, capture and retargeting."""

@@ -1,0 +1,1 @@
+"""Captures: video to `MotionSequence`."""

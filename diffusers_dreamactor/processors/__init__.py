@@ -1,0 +1,1 @@
+"""Processors: a `MotionSequence` and a reference to what the models eat."""

@@ -1,0 +1,1 @@
+"""Training: flow matching, stages, buckets and datasets."""
