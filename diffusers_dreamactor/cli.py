@@ -1,0 +1,315 @@
+"""The `dreamactor` command: animate, capture, demo, doctor."""
+
+import argparse
+import importlib.metadata
+import importlib.util
+import itertools
+import os
+import platform
+import sys
+import tempfile
+from pathlib import Path
+
+
+ANIMATE_EXAMPLES = """examples:
+  dreamactor animate person.png --driving dance.mp4 --output out.mp4
+  dreamactor animate person.png --driving dance.mp4 --output out.mp4 --preview --frames 49 --seed 7
+  dreamactor animate front.png back.png --driving motion.safetensors --output out.mp4 --drive head,body
+  dreamactor animate person.png --audio speech.wav --output out.mp4 --model path/or/hub-id --device cuda
+"""
+CAPTURE_EXAMPLES = """examples:
+  dreamactor capture --download
+  dreamactor capture dance.mp4 --output motion.safetensors --preview
+  dreamactor capture crowd.mp4 --output motion.safetensors --person 640,300
+"""
+DEMO_EXAMPLES = """examples:
+  dreamactor demo
+  dreamactor demo --list
+  dreamactor demo --avatar ana --motion talk --output demo.mp4
+"""
+EXTRAS = {
+    "capture": ("mediapipe", "driving videos and reference pictures (MediaPipe)"),
+    "smplx": ("smplx", "SMPL-X motions with your own model files"),
+    "synthetic": ("anny", "synthetic avatars for training"),
+    "train": ("tensorboard", "training curves"),
+    "xformers": ("xformers", "xFormers attention"),
+    "controlnet": ("controlnet_aux", "OpenPose and DWPose detections"),
+    "demo": ("gradio", "the Gradio Space"),
+    "gguf": ("gguf", "GGUF single files"),
+}
+CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """`"832x480"` (width x height) to `(height, width)`."""
+    try:
+        width, height = (int(part) for part in text.lower().split("x"))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a size like 832x480 (width x height)") from None
+    return height, width
+
+
+def parse_parts(text: str) -> tuple[str, ...]:
+    """`"head,body"` to `("head", "body")`."""
+    return tuple(part.strip() for part in text.split(",") if part.strip())
+
+
+def parse_person(text: str) -> int | tuple[float, ...]:
+    """An index, a click `x,y` or a box `x0,y0,x1,y1`."""
+    try:
+        numbers = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        numbers = ()
+    if len(numbers) == 1:
+        return int(numbers[0])
+    if len(numbers) not in (2, 4):
+        raise argparse.ArgumentTypeError(f"{text!r} is not an index, a point x,y or a box x0,y0,x1,y1")
+    return numbers
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of the `dreamactor` command."""
+    parser = argparse.ArgumentParser(prog="dreamactor", description="Animate a picture of a person.")
+    commands = parser.add_subparsers(dest="command", required=True)
+    raw = argparse.RawDescriptionHelpFormatter
+
+    animate = commands.add_parser(
+        "animate", help="a picture and a driver to an MP4", epilog=ANIMATE_EXAMPLES, formatter_class=raw
+    )
+    animate.add_argument("reference", nargs="+", help="the picture; more pictures of the same person complement it")
+    animate.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
+    animate.add_argument("--audio", help="speech that drives the face")
+    animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
+    animate.add_argument("--output", required=True, help="the MP4 to write")
+    add_generation_arguments(animate)
+
+    demo = commands.add_parser(
+        "demo", help="animate a bundled avatar by a bundled motion", epilog=DEMO_EXAMPLES, formatter_class=raw
+    )
+    demo.add_argument("--avatar", help="name of the avatar; the first one by default")
+    demo.add_argument("--motion", help="name of the motion; the first one by default")
+    demo.add_argument("--list", action="store_true", help="list avatars and motions and stop")
+    demo.add_argument("--output", default="demo.mp4", help="the MP4 to write (default: %(default)s)")
+    add_generation_arguments(demo)
+
+    capture = commands.add_parser(
+        "capture", help="a video to a motion", epilog=CAPTURE_EXAMPLES, formatter_class=raw
+    )
+    capture.add_argument("video", nargs="?", help="the video")
+    capture.add_argument("--output", help="the motion to write (.safetensors)")
+    capture.add_argument("--models", help="folder with MediaPipe's three landmarker files")
+    capture.add_argument("--download", action="store_true", help="fetch those files first (into --models when given)")
+    capture.add_argument("--fps", type=float, help="resample the video to this rate")
+    capture.add_argument("--frames", type=int, help="capture only the first frames")
+    capture.add_argument("--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1")
+    capture.add_argument("--face-size", type=int, default=256, help="store face crops of this size; 0 for none")
+    capture.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4")
+
+    commands.add_parser("doctor", help="versions, devices, extras and model files")
+    return parser
+
+
+def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that `animate` and `demo` share."""
+    parser.add_argument("--model", help="folder or Hub id of a DreamActor repository; the bundled model by default")
+    parser.add_argument("--steps", type=int, help="denoising steps")
+    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance")
+    parser.add_argument("--frames", type=int, help="frames to make; the driver's by default")
+    parser.add_argument("--fps", type=float, help="frames per second; the driver's by default")
+    parser.add_argument("--extend", choices=["hold", "loop", "stop"], help="when --frames is more than the driver has")
+    parser.add_argument("--size", type=parse_size, help="WIDTHxHEIGHT of the video; from the picture by default")
+    parser.add_argument("--drive", type=parse_parts, default=("face", "head", "body"), help="e.g. head,body")
+    parser.add_argument("--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1")
+    parser.add_argument("--align", default="framing", choices=["framing", "first", "none"], help="how it is fitted")
+    parser.add_argument("--no-retarget", action="store_true", help="draw the motion where the driver has it")
+    parser.add_argument("--pseudo-references", type=int, default=0, help="make references from a turn first")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
+    parser.add_argument("--device", help="cuda, mps, cpu; the best there is by default")
+    parser.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4: look at the guidance")
+    parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
+
+
+def best_device() -> str:
+    """`cuda`, `mps` or `cpu`."""
+    import torch
+
+    if torch.cuda.is_available():
+        return "cuda"
+    return "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load_pipeline(model: str | None, device: str | None):
+    """The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights."""
+    import torch
+
+    from diffusers_dreamactor import DreamActorPipeline
+    from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
+
+    device = device or best_device()
+    dtype = torch.float32 if device == "cpu" else torch.bfloat16
+    model = model or bundled_model()
+    if model is not None:
+        return DreamActorPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+    print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
+    with tempfile.TemporaryDirectory() as folder:
+        save_random_pipeline(folder)
+        return DreamActorPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+
+
+def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) -> None:
+    """Generates and writes segment by segment; the preview first, when it is asked for."""
+    import torch
+
+    from diffusers_dreamactor.media import VideoReader, VideoWriter
+
+    height, width = args.size or (None, None)
+    output = Path(args.output)
+    if not output.parent.is_dir():
+        raise OSError(f"`--output` is {args.output}, but the folder {output.parent} does not exist.")
+    driving = {
+        "drive": args.drive,
+        "height": height,
+        "width": width,
+        "num_frames": args.frames,
+        "fps": args.fps,
+        "person": args.person,
+        "extend": args.extend,
+        "retarget": not args.no_retarget,
+        "align": args.align,
+        **arguments,
+    }
+    source = {"video": video, "motion": motion}
+    if args.preview or args.preview_only:
+        guidance = pipe.prepare_guidance(image, **source, **driving)
+        driver = None if video is None else VideoReader(video, fps=args.fps)
+        reference = image[0] if isinstance(image, list) else image
+        preview = output.with_suffix(".preview.mp4")
+        guidance.preview(driver=driver, reference=reference).save(preview)
+        print(f"dreamactor: wrote {preview}")
+        if args.preview_only:
+            return
+        # the guidance is drawn, so the driver's own options have done their work
+        reference_motion = arguments.get("reference_motion")
+        source = {"guidance": guidance}
+        driving = {"height": height, "width": width, "reference_motion": reference_motion}
+
+    segments = pipe.stream(
+        image,
+        **source,
+        **driving,
+        num_inference_steps=args.steps,
+        guidance_scale=args.guidance_scale,
+        num_pseudo_references=args.pseudo_references,
+        generator=torch.Generator().manual_seed(args.seed),
+    )
+    # inputs are checked before the first frame, so nothing is written when they are wrong
+    first = next(segments)
+    sound = arguments.get("audio") or (video if video is not None and VideoReader(video).has_audio else None)
+    count = 0
+    with VideoWriter(output, fps=first.fps, audio=sound) as writer:
+        for segment in itertools.chain([first], segments):
+            writer.write(segment.frames[0])
+            count += len(segment.frames[0])
+    print(f"dreamactor: wrote {output} ({count} frames at {first.fps:g} frames/s)")
+
+
+def run_animate(args: argparse.Namespace) -> None:
+    """`dreamactor animate`."""
+    from diffusers_dreamactor import MotionSequence
+
+    arguments = {}
+    if args.audio:
+        arguments["audio"] = args.audio
+    if args.reference_motion:
+        arguments["reference_motion"] = MotionSequence.load(args.reference_motion)
+    video, motion = args.driving, None
+    if args.driving and args.driving.endswith(".safetensors"):
+        video, motion = None, MotionSequence.load(args.driving)
+    image = args.reference if len(args.reference) > 1 else args.reference[0]
+    generate(load_pipeline(args.model, args.device), image, video, motion, args, **arguments)
+
+
+def run_demo(args: argparse.Namespace) -> None:
+    """`dreamactor demo`."""
+    from diffusers_dreamactor import MotionSequence
+    from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
+
+    avatars, motions = bundled_avatars(), bundled_motions()
+    if args.list:
+        print("avatars:", ", ".join(avatars))
+        print("motions:", ", ".join(motions))
+        return
+    avatar, motion = args.avatar or next(iter(avatars)), args.motion or next(iter(motions))
+    for name, choice, choices in (("--avatar", avatar, avatars), ("--motion", motion, motions)):
+        if choice not in choices:
+            raise ValueError(f"`{name}` is {choice!r}, but there are {', '.join(choices)}.")
+    picture = avatars[avatar]
+    reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
+    pipe = load_pipeline(args.model, args.device)
+    motion = MotionSequence.load(motions[motion])
+    generate(pipe, str(picture), None, motion, args, reference_motion=reference_motion)
+
+
+def run_capture(args: argparse.Namespace) -> None:
+    """`dreamactor capture`."""
+    from diffusers_dreamactor.media import VideoReader
+    from diffusers_dreamactor.motion.capture.download import download_capture_models
+    from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+    from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+
+    if args.download:
+        print(f"dreamactor: capture models are in {download_capture_models(args.models)}")
+        if args.video is None:
+            return
+    if args.video is None or args.output is None:
+        raise ValueError("`capture` needs a video and `--output`, or `--download` alone.")
+    reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
+    capture = MediaPipeCapture.from_pretrained(args.models)
+    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
+    motion.save(args.output)
+    print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
+    if args.preview:
+        preview = Path(args.output).with_suffix(".preview.mp4")
+        processor = MotionGuidanceProcessor(face_size=args.face_size or 256)
+        guidance = processor(motion, motion.height, motion.width, frames=reader)
+        guidance.preview(driver=reader).save(preview)
+        print(f"dreamactor: wrote {preview}")
+
+
+def run_doctor(args: argparse.Namespace) -> None:
+    """`dreamactor doctor`."""
+    from diffusers_dreamactor.checkpoints import bundled_model
+    from diffusers_dreamactor.motion.capture.download import CAPTURE_MODELS, capture_models_folder
+
+    print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ["diffusers-dreamactor", *CORE]:
+        print(f"  {package:<22}{importlib.metadata.version(package)}")
+    print(f"device: {best_device()}, {os.cpu_count()} CPU cores")
+    print("extras:")
+    for extra, (module, purpose) in EXTRAS.items():
+        there = importlib.util.find_spec(module) is not None
+        state = "installed" if there else f'missing: pip install "diffusers-dreamactor[{extra}]"'
+        print(f"  {extra:<12}{purpose}: {state}")
+    folder = capture_models_folder()
+    print(f"capture models in {folder}:")
+    for name in CAPTURE_MODELS:
+        there = (folder / name).is_file()
+        print(f"  {name}: {'there' if there else 'missing: dreamactor capture --download'}")
+    model = bundled_model()
+    print(f"bundled model: {model or 'none: random weights stand in, and the picture is noise'}")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs the command; bad input ends in one line on stderr and exit code 1."""
+    args = build_parser().parse_args(arguments)
+    run = {"animate": run_animate, "capture": run_capture, "demo": run_demo, "doctor": run_doctor}[args.command]
+    try:
+        run(args)
+    except (ValueError, OSError, ImportError) as error:
+        print(f"dreamactor: error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
