@@ -1,0 +1,134 @@
+"""`Preview`: motion guidance side by side with what it was made from, as frames, a video or a contact sheet."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
+
+
+REFERENCE_BRIGHTNESS = 0.35
+_GAP = 4
+_BACKGROUND = (32, 32, 32)
+
+
+class Preview:
+    """
+    Panels for every frame: the driver (where given), the skeleton over the dimmed reference (or black), the head sphere
+    over the same (where there is one) and the face crop with its weight (where there is one). Frames are drawn when they are asked for.
+
+    Args:
+        guidance (`MotionGuidance`): what is shown.
+        driver (*optional*): the driving frames, one for each frame of the guidance, as `VideoReader` takes them.
+        reference (`PIL.Image.Image` or `Reference`, *optional*): the reference; resized to the guidance's size.
+        panel_height (`int`, *optional*): height of the panels in pixels; the guidance's, within 192 to 480, when `None`.
+
+    Raises:
+        ValueError: the driver has fewer frames than the guidance.
+    """
+
+    def __init__(self, guidance, driver=None, reference=None, panel_height: int | None = None):
+        self.guidance = guidance
+        self.panel_height = panel_height or min(max(guidance.height, 192), 480)
+        self.panel_height += self.panel_height % 2
+        self.driver = None if driver is None else VideoReader(driver)
+        if self.driver is not None and len(self.driver) < len(guidance):
+            raise ValueError(f"`driver` has {len(self.driver)} frames, but the guidance has {len(guidance)}.")
+        self._background = None
+        if reference is not None:
+            picture = reference if isinstance(reference, Image.Image) else reference.image
+            picture = picture.convert("RGB").resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
+            self._background = np.asarray(picture, dtype=np.float32) * REFERENCE_BRIGHTNESS
+        self._font = ImageFont.load_default(size=max(10, self.panel_height // 24))
+
+    def __len__(self) -> int:
+        return len(self.guidance)
+
+    def __iter__(self) -> Iterator[Image.Image]:
+        driver = None if self.driver is None else self.driver.frames(0, len(self))
+        for index in range(len(self)):
+            yield self._draw(index, None if driver is None else next(driver))
+
+    @property
+    def frames(self) -> list[Image.Image]:
+        """All frames, `PIL.Image.Image` of one size."""
+        return list(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """
+        Writes a video (.mp4, .mkv, .mov), an animation (.gif), or a contact sheet of up to 12 frames (.png, .jpg).
+
+        Raises:
+            ValueError: another suffix.
+        """
+        path = Path(path)
+        suffix = path.suffix.lower()
+        if suffix in VIDEO_SUFFIXES:
+            with VideoWriter(path, self.guidance.fps) as writer:
+                for frame in self:
+                    writer.write(frame)
+            return
+        if suffix not in (".gif", ".png", ".jpg", ".jpeg"):
+            accepted = ", ".join((*VIDEO_SUFFIXES, ".gif", ".png", ".jpg"))
+            raise ValueError(f"`path` must end in one of {accepted}, but is {path.name!r}.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")
+        try:
+            if suffix == ".gif":
+                first, *others = self.frames
+                duration = round(1000 / self.guidance.fps)
+                first.save(aside, save_all=True, append_images=others, duration=duration, loop=0)
+            else:
+                self.contact_sheet().save(aside)
+            os.replace(aside, path)
+        finally:
+            aside.unlink(missing_ok=True)
+
+    def contact_sheet(self, num_frames: int = 12) -> Image.Image:
+        """Up to `num_frames` frames, evenly spread over the clip, in one picture."""
+        shown = set(np.linspace(0, len(self) - 1, min(num_frames, len(self))).round().astype(int).tolist())
+        pictures = [frame for index, frame in enumerate(self) if index in shown]
+        width, height = pictures[0].size
+        columns = max(1, min(len(pictures), round((len(pictures) * height / width) ** 0.5)))
+        rows = -(-len(pictures) // columns)
+        sheet = Image.new("RGB", (columns * (width + _GAP) - _GAP, rows * (height + _GAP) - _GAP), color=_BACKGROUND)
+        for index, picture in enumerate(pictures):
+            sheet.paste(picture, (index % columns * (width + _GAP), index // columns * (height + _GAP)))
+        return sheet
+
+    def _draw(self, index: int, driver: np.ndarray | None) -> Image.Image:
+        guidance = self.guidance
+        panels = [] if driver is None else [(Image.fromarray(driver), f"driver {index}")]
+        panels.append((self._over_reference(guidance.skeleton[index]), "skeleton"))
+        if guidance.sphere is not None:
+            panels.append((self._over_reference(guidance.sphere[index]), "head"))
+        if guidance.face is not None:
+            face = np.ascontiguousarray(guidance.face[index].transpose(1, 2, 0))
+            panels.append((Image.fromarray(face), f"face {guidance.face_weight[index]:.2f}"))
+        pictures = []
+        for picture, label in panels:
+            width = max(2, round(picture.width * self.panel_height / picture.height))
+            picture = picture.resize((width, self.panel_height), Image.Resampling.LANCZOS)
+            ImageDraw.Draw(picture).text(
+                (4, 2), label, font=self._font, fill=(255, 255, 255), stroke_width=1, stroke_fill=(0, 0, 0)
+            )
+            pictures.append(picture)
+        width = sum(picture.width for picture in pictures) + _GAP * (len(pictures) - 1)
+        frame = Image.new("RGB", (width + width % 2, self.panel_height), color=_BACKGROUND)
+        left = 0
+        for picture in pictures:
+            frame.paste(picture, (left, 0))
+            left += picture.width + _GAP
+        return frame
+
+    def _over_reference(self, drawing: np.ndarray) -> Image.Image:
+        drawing = drawing.transpose(1, 2, 0)
+        if self._background is not None:
+            # Drawings are on black and nowhere dark, so that the brightest channel tells where they are.
+            opacity = (drawing.max(axis=-1, keepdims=True) / 100.0).clip(0, 1)
+            drawing = np.rint(drawing + (1 - opacity) * self._background).clip(0, 255).astype(np.uint8)
+        return Image.fromarray(np.ascontiguousarray(drawing))
