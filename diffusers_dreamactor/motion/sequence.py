@@ -166,7 +166,7 @@ class MotionSequence:
         """The frames of a slice, e.g. `motion[10:20]`. A step other than 1 would change the speed: use `resample`."""
         if not isinstance(index, slice) or index.step not in (None, 1):
             raise TypeError(f"A `MotionSequence` is indexed by a slice with step 1, not by {index!r}.")
-        return self._take(np.arange(self.num_frames)[index])
+        return self.take(np.arange(self.num_frames)[index])
 
     def _map_tracks(self, function) -> "MotionSequence":
         changes = {"people": None if self.people is None else function(("people",), self.people)}
@@ -179,7 +179,8 @@ class MotionSequence:
             changes[name] = type(track)(**arrays)
         return replace(self, **changes)
 
-    def _take(self, indices: np.ndarray) -> "MotionSequence":
+    def take(self, indices: np.ndarray) -> "MotionSequence":
+        """The frames `indices` (`(N,)` integers, in any order, with repeats), copied."""
         return self._map_tracks(lambda key, value: value[indices])
 
     def validate(self) -> None:
@@ -265,14 +266,14 @@ class MotionSequence:
     def hold(self, num_frames: int) -> "MotionSequence":
         """Exactly `num_frames` frames: the last one is held to the end (a longer motion is cut)."""
         self._check_num_frames(num_frames)
-        return self._take(np.minimum(np.arange(num_frames), self.num_frames - 1))
+        return self.take(np.minimum(np.arange(num_frames), self.num_frames - 1))
 
     def loop(self, num_frames: int) -> "MotionSequence":
         """Exactly `num_frames` frames: played forth and back, so that nothing jumps (a longer motion is cut)."""
         self._check_num_frames(num_frames)
         last = self.num_frames - 1
         phase = np.arange(num_frames) % max(1, 2 * last)
-        return self._take(np.where(phase <= last, phase, 2 * last - phase))
+        return self.take(np.where(phase <= last, phase, 2 * last - phase))
 
     def _check_num_frames(self, num_frames: int) -> None:
         if int(num_frames) != num_frames or num_frames < 1:

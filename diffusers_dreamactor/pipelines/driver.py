@@ -1,13 +1,14 @@
 """The driver of an animation: motion fitted to the reference, drawn segment by segment."""
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import PIL.Image
-import torch
 
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.pipelines.conditioning import Segment
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 
 
@@ -54,76 +55,77 @@ def reflect_index(num_frames: int, driver_frames: int) -> np.ndarray:
     return np.minimum(position, 2 * driver_frames - 2 - position)
 
 
-def read_frames(video: VideoReader, index: np.ndarray) -> list[np.ndarray]:
-    """The frames `index` (in any order, with repeats) of a video, uint8 `(H, W, 3)`; reads the range they span."""
-    first = int(index.min())
-    frames = list(video.frames(first, int(index.max()) + 1))
-    return [frames[i - first] for i in index]
+def iterate_frames(video: VideoReader, index: np.ndarray, chunk: int = 64) -> Iterator[np.ndarray]:
+    """The frames `index` of a video, in its order and with its repeats, uint8 `(H, W, 3)`; `chunk` bounds how many are
+    held at a time, as long as neighbouring entries are close."""
+    for start in range(0, len(index), chunk):
+        part = index[start : start + chunk]
+        first = int(part.min())
+        frames = list(video.frames(first, int(part.max()) + 1))
+        for i in part:
+            yield frames[i - first]
 
 
+@dataclass
 class Driver:
     """
-    Draws the guidance of any range of frames, so that a video of any length needs the memory of one segment.
+    What drives an animation: a motion fitted to the reference, or guidance that is already drawn.
 
     Args:
         index (`np.ndarray` of shape `(num_frames,)`): Which frame of the driver each frame of the video takes.
         fps (`float`): Frames per second of the video.
-        guidance (`MotionGuidance`, *optional*): Guidance that was drawn before; the rest is then not needed.
+        guidance (`MotionGuidance`, *optional*): Guidance that was drawn before; nothing else is then needed.
         motion (`MotionSequence`, *optional*): The motion, already in pixels of the generation size.
         face_video (`VideoReader`, *optional*): Where the face crops are cut from, when the motion has none.
         face_crop (`PIL.Image.Image`, *optional*): The reference's own face, held when the face is not driven.
-        motion_tokens (`torch.Tensor` of shape `(num_frames, motion_dim)`, *optional*): Ready face motion tokens, from
-            speech.
-        draw (`Callable`): The `MotionGuidanceProcessor`.
-        height (`int`), width (`int`): The generation size in pixels.
+        motion_tokens (`np.ndarray` of shape `(num_frames, motion_dim)`, *optional*): Face motion tokens from speech.
+        processor (`MotionGuidanceProcessor`, *optional*): Draws the motion.
     """
 
-    def __init__(
-        self,
-        index: np.ndarray,
-        fps: float,
-        guidance: MotionGuidance | None = None,
-        motion: MotionSequence | None = None,
-        face_video: VideoReader | None = None,
-        face_crop: PIL.Image.Image | None = None,
-        motion_tokens: torch.Tensor | None = None,
-        draw: MotionGuidanceProcessor | Callable | None = None,
-        height: int | None = None,
-        width: int | None = None,
-    ):
-        self.index = index
-        self.fps = fps
-        self.guidance = guidance
-        self.motion = motion
-        self.face_video = face_video
-        self.face_crop = face_crop
-        self.motion_tokens = motion_tokens
-        self.draw = draw
-        self.height = height
-        self.width = width
+    index: np.ndarray
+    fps: float
+    guidance: MotionGuidance | None = None
+    motion: MotionSequence | None = None
+    face_video: VideoReader | None = None
+    face_crop: PIL.Image.Image | None = None
+    motion_tokens: np.ndarray | None = None
+    processor: MotionGuidanceProcessor | None = None
 
     def __len__(self) -> int:
         return len(self.index)
 
-    def segment(self, start: int, stop: int, beyond: str = "hold") -> MotionGuidance:
+    def stream(self, segments: list[Segment], beyond: str = "hold") -> Iterator[MotionGuidance]:
         """
-        The guidance of the frames `[start, stop)`.
+        Draws the guidance segment by segment, in the memory of one.
 
         Args:
-            start (`int`), stop (`int`): The range; it may end after the video.
-            beyond (`str`): What frames after the end show: `"hold"` the last one or `"reflect"` the video.
-        """
-        extended = (hold_index if beyond == "hold" else reflect_index)(stop, len(self))[start:]
-        index = self.index[extended]
-        if self.guidance is not None:
-            return self.guidance.take(index)
+            segments (`list[Segment]`): Consecutive ranges that share one frame; the last may end after the video.
+            beyond (`str`): What frames after the video's end show: `"hold"` the last one, or `"reflect"` the video.
 
-        frames = None if self.face_video is None else read_frames(self.face_video, index)
-        guidance = self.draw(self.motion.take(index), self.height, self.width, frames=frames)
-        if self.motion_tokens is not None:
-            guidance.motion_tokens = self.motion_tokens[extended]
-        elif self.face_crop is not None:
-            crop = torch.from_numpy(np.asarray(self.face_crop)).permute(2, 0, 1)
-            guidance.face = crop.expand(len(index), -1, -1, -1)
-            guidance.face_weight = torch.ones(len(index))
-        return guidance
+        Yields:
+            `MotionGuidance`: One for each segment.
+        """
+        position = (hold_index if beyond == "hold" else reflect_index)(segments[-1].stop, len(self))
+        index = self.index[position]
+        if self.guidance is not None:
+            for segment in segments:
+                yield self.guidance.take(index[segment.start : segment.stop])
+            return
+
+        motion = self.motion.take(index)
+        drawn = self.processor.stream(
+            motion,
+            motion.height,
+            motion.width,
+            frames=None if self.face_video is None else iterate_frames(self.face_video, index),
+            segment_frames=segments[0].num_frames,
+        )
+        for segment, guidance in zip(segments, drawn):
+            if self.motion_tokens is not None:
+                guidance.motion_tokens = self.motion_tokens[position[segment.start : segment.stop]]
+                guidance.face_weight = np.ones(segment.num_frames, dtype=np.float32)
+            elif self.face_crop is not None:
+                crop = np.asarray(self.face_crop).transpose(2, 0, 1)
+                guidance.face = np.broadcast_to(crop, (segment.num_frames, *crop.shape))
+                guidance.face_weight = np.ones(segment.num_frames, dtype=np.float32)
+            yield guidance

@@ -43,10 +43,10 @@ from diffusers_dreamactor.pipelines.conditioning import (
     latent_length,
     pack_reference_latents,
 )
-from diffusers_dreamactor.pipelines.driver import EXTEND, Driver, frame_index, read_frames, reflect_index
+from diffusers_dreamactor.pipelines.driver import EXTEND, Driver, frame_index, iterate_frames, reflect_index
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
-from diffusers_dreamactor.processors.reference import Reference, ReferenceProcessor
+from diffusers_dreamactor.processors.reference import Reference, load_picture
 
 
 logger = logging.get_logger(__name__)
@@ -181,8 +181,6 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         self.mask_processor = VideoProcessor(
             vae_scale_factor=self.vae_scale_factor_spatial, do_normalize=False, do_convert_grayscale=True
         )
-        area = self.motion_processor.config.area if getattr(self, "motion_processor", None) else 960 * 640
-        self.reference_processor = ReferenceProcessor(area=area, size_multiple=self.size_multiple)
 
     # 1. Inputs
 
@@ -341,14 +339,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 references.append(picture)
                 height, width = picture.height, picture.width
                 continue
-            reference = self.reference_processor(
-                picture,
-                capture=capture,
-                motion=reference_motion if i == 0 else None,
-                height=height,
-                width=width,
-                face_size=self.motion_processor.config.face_size,
-            )
+            known = reference_motion is not None and i == 0
+            find_pose = (lambda _: reference_motion) if known else capture
+            reference = self.motion_processor.reference(picture, capture=find_pose, height=height, width=width)
             height, width = reference.height, reference.width
             references.append(reference)
         if need_motion and references[0].motion is None:
@@ -402,7 +395,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         """
         height, width = reference.height, reference.width
         if guidance is not None:
-            guidance.check(height, width, self.motion_processor.config.face_size)
+            guidance.check(height, width)
             return Driver(frame_index(len(guidance), num_frames, extend), fps or guidance.fps, guidance=guidance)
 
         face_source = None
@@ -428,8 +421,6 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 drive = ("face",)
 
         index = frame_index(motion.num_frames, num_frames, extend)
-        if motion.face is not None:
-            motion = self.motion_processor.smooth_faces(motion)
         face_crop = None
         if "face" not in drive:
             face_source, face_crop, motion_tokens = None, reference.face_crop, None
@@ -446,9 +437,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             face_video=face_source,
             face_crop=face_crop,
             motion_tokens=motion_tokens,
-            draw=self.motion_processor,
-            height=height,
-            width=width,
+            processor=self.motion_processor,
         )
 
     @torch.no_grad()
@@ -497,7 +486,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             person=person,
             extend=extend,
         )
-        return driver.segment(0, len(driver))
+        return next(driver.stream([Segment(0, len(driver))]))
 
     # 4. Encoding
 
@@ -549,17 +538,18 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             prompt_embeds = states * inputs.attention_mask.unsqueeze(-1).to(states.dtype)
         return prompt_embeds.to(self._execution_device, self.transformer.dtype).expand(batch_size, -1, -1)
 
-    def encode_image(self, image: PIL.Image.Image, batch_size: int) -> torch.Tensor | None:
+    def encode_image(self, image: PIL.Image.Image | str | Path | Reference, batch_size: int) -> torch.Tensor | None:
         """CLIP states `(B, L, image_dim)` of the reference (the last layer but one), or `None` for a transformer
         without them."""
         if self.transformer.config.image_dim is None:
             return None
-        pixels = self.image_processor(images=image, return_tensors="pt").pixel_values
+        picture = image.image if isinstance(image, Reference) else load_picture(image)
+        pixels = self.image_processor(images=picture, return_tensors="pt").pixel_values
         pixels = pixels.to(get_module_execution_device(self.image_encoder), self.image_encoder.dtype)
         states = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
         return states.to(self._execution_device, self.transformer.dtype).expand(batch_size, -1, -1)
 
-    def encode_audio(self, audio, fps: float, num_frames: int | None) -> torch.Tensor:
+    def encode_audio(self, audio, fps: float, num_frames: int | None) -> np.ndarray:
         """
         Face motion tokens from speech.
 
@@ -569,7 +559,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             num_frames (`int`, *optional*): Frames to make; the speech's length when `None`.
 
         Returns:
-            `torch.Tensor` of shape `(num_frames, motion_dim)`.
+            `np.ndarray` of shape `(num_frames, motion_dim)`.
         """
         rate = self.audio_feature_extractor.sampling_rate
         samples = load_audio(audio, rate) if isinstance(audio, str | Path) else np.asarray(audio, dtype=np.float32)
@@ -583,19 +573,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             features = features.to(get_module_execution_device(self.audio_encoder), self.audio_encoder.dtype)
             features = self.audio_encoder(features).last_hidden_state
         features = features.to(self._execution_device, self.audio_motion_encoder.dtype)
-        return self.audio_motion_encoder(features, num_frames)[0]
+        return self.audio_motion_encoder(features, num_frames)[0].float().cpu().numpy()
 
     def encode_face(self, guidance: MotionGuidance, batch_size: int) -> torch.Tensor | None:
         """Face motion tokens `(B, F, motion_dim)` of a segment; `None` when it has no face."""
         if guidance.motion_tokens is not None:
-            tokens = guidance.motion_tokens[None].to(self._execution_device)
+            tokens = torch.from_numpy(guidance.motion_tokens)[None].to(self._execution_device)
         elif guidance.face is not None:
-            crops = guidance.face_pixels().to(self._execution_device, self.face_motion_encoder.dtype)
+            crops = guidance.face_pixels(device=self._execution_device, dtype=self.face_motion_encoder.dtype)
             tokens = self.face_motion_encoder(crops)
         else:
             return None
         # a lost face fades out instead of freezing at full strength
-        tokens = tokens * guidance.face_weight.to(tokens)[None, :, None]
+        tokens = tokens * torch.from_numpy(guidance.face_weight).to(tokens)[None, :, None]
         return tokens.to(self.transformer.dtype).expand(batch_size, -1, -1)
 
     def encode_blank_face(self, num_frames: int, batch_size: int) -> torch.Tensor:
@@ -608,11 +598,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
     def encode_pose(self, guidance: MotionGuidance, batch_size: int, pose_scale: float = 1.0) -> torch.Tensor:
         """Pose latents `(B, pose_channels, T, h, w)` of a segment."""
         if self.pose_encoder is not None:
-            maps = guidance.maps().to(self._execution_device, self.pose_encoder.dtype)
+            maps = guidance.maps(device=self._execution_device, dtype=self.pose_encoder.dtype)
             pose_latents = self.pose_encoder(maps)
         else:
-            skeleton = guidance.skeleton_pixels().to(self._execution_device, self.vae.dtype)
-            pose_latents = self.vae.encode_video(skeleton)
+            maps = guidance.maps(device=self._execution_device, dtype=self.vae.dtype)
+            pose_latents = self.vae.encode_video(maps[:, :3])
         pose_latents = pose_latents * pose_scale if pose_scale != 1.0 else pose_latents
         return pose_latents.to(self.transformer.dtype).expand(batch_size, -1, -1, -1, -1)
 
@@ -683,8 +673,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         The scene of a replacement: frames `(1, 3, F, H, W)` in [-1, 1] and the person's mask `(1, 1, F, H, W)` in
         [0, 1], 1 where the person goes.
         """
-        background = [PIL.Image.fromarray(frame) for frame in read_frames(background_video, index)]
-        mask = [PIL.Image.fromarray(frame) for frame in read_frames(mask_video, index)]
+        background = [PIL.Image.fromarray(frame) for frame in iterate_frames(background_video, index)]
+        mask = [PIL.Image.fromarray(frame) for frame in iterate_frames(mask_video, index)]
         return (
             self.video_processor.preprocess_video(background, height=height, width=width),
             self.mask_processor.preprocess_video(mask, height=height, width=width),
@@ -901,7 +891,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             negative_prompt_embeds = self.encode_prompt(
                 negative_prompt, negative_prompt_embeds, batch_size, negative=True
             )
-        image_embeds = self.encode_image(references[0].original, batch_size)
+        identity = image[0] if isinstance(image, list | tuple) else image
+        image_embeds = self.encode_image(identity, batch_size)
         reference_latents = self.encode_references(references, batch_size)
         if wan_animate:
             mask = reference_latents.new_ones(batch_size, temporal_scale, *reference_latents.shape[2:])
@@ -924,8 +915,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
         last_latent, last_frames = None, None
         with self.progress_bar(total=len(segments) * num_inference_steps) as progress_bar:
-            for segment in segments:
-                # 4.1 Draw and encode the guidance of this segment
+    XX Draw and encode the guidance of this segment
                 segment_guidance = driver.segment(segment.start, segment.stop, "reflect" if wan_animate else "hold")
                 pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
                 motion_tokens = self.encode_face(segment_guidance, batch_size)
