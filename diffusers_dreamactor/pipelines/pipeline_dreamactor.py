@@ -915,8 +915,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
         last_latent, last_frames = None, None
         with self.progress_bar(total=len(segments) * num_inference_steps) as progress_bar:
-    XX Draw and encode the guidance of this segment
-                segment_guidance = driver.segment(segment.start, segment.stop, "reflect" if wan_animate else "hold")
+            drawn = driver.stream(segments, beyond="reflect" if wan_animate else "hold")
+            for segment, segment_guidance in zip(segments, drawn):
+                # 4.1 Encode the guidance of this segment
                 pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
                 motion_tokens = self.encode_face(segment_guidance, batch_size)
                 for cache in caches.values():
