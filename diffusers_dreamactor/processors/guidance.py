@@ -110,6 +110,10 @@ class MotionGuidance:
         """The frames of a slice, e.g. `guidance[72:145]`; views, nothing is copied."""
         if not isinstance(index, slice):
             raise TypeError(f"A `MotionGuidance` is indexed by a slice, not by {index!r}.")
+        return self.take(index)
+
+    def take(self, index: slice | np.ndarray) -> "MotionGuidance":
+        """The frames of a slice (views), or those of `(N,)` integers in any order, with repeats (copies)."""
         values = {field.name: getattr(self, field.name) for field in fields(self)}
         return MotionGuidance(**{k: v if k == "fps" or v is None else v[index] for k, v in values.items()})
 
