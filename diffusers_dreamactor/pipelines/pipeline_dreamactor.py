@@ -17,7 +17,7 @@ from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from diffusers.video_processor import VideoProcessor
-from transformers import CLIPImageProcessor, CLIPVisionModel, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_dreamactor.loaders.lora_pipeline import DreamActorLoraLoaderMixin
 from diffusers_dreamactor.media import VideoReader, load_audio
@@ -136,7 +136,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         audio_encoder: PreTrainedModel | None = None,
         audio_feature_extractor: Any | None = None,
         image_encoder: CLIPVisionModel | None = None,
-        image_processor: CLIPImageProcessor | None = None,
+        image_processor: BaseImageProcessor | None = None,
         text_encoder: PreTrainedModel | None = None,
         tokenizer: PreTrainedTokenizerBase | None = None,
         prompt_embedding: PromptEmbedding | None = None,
@@ -332,15 +332,18 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             ValueError: When the pose is needed and there is no person in the first picture.
         """
         images = list(image) if isinstance(image, list | tuple) else [image]
-        capture = self.find_capture(required=need_motion and reference_motion is None)
         references = []
         for i, picture in enumerate(images):
             if isinstance(picture, Reference):
                 references.append(picture)
                 height, width = picture.height, picture.width
                 continue
-            known = reference_motion is not None and i == 0
-            find_pose = (lambda _: reference_motion) if known else capture
+            if i == 0 and reference_motion is not None:
+                find_pose = lambda _: reference_motion  # noqa: E731
+            elif need_motion or not self.config.wan_animate:
+                find_pose = self.find_capture(required=need_motion and i == 0)
+            else:
+                find_pose = None
             reference = self.motion_processor.reference(picture, capture=find_pose, height=height, width=width)
             height, width = reference.height, reference.width
             references.append(reference)
