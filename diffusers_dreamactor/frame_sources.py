@@ -1,0 +1,271 @@
+"""Where the frames of a `media.VideoReader` come from: pictures in memory, or a video file read by its timestamps."""
+
+from collections.abc import Iterable, Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
+from diffusers.utils import logging
+from PIL import Image
+
+
+logger = logging.get_logger(__name__)
+
+# Codecs whose packets hold one shown frame each, so that counting packets counts frames. Others are decoded to count
+# (VP8 has packets that show nothing, MPEG-4 has packed ones).
+_ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
+
+# Conversion between RGB and YUV without the default's bias of about one level.
+EXACT_CONVERSION = (
+    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
+)
+
+
+def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) -> np.ndarray | None:
+    """For each output frame at `rate` the last source frame at or before its time; `None` when they are the same frames."""
+    if rate == source_rate:
+        return None
+    step = source_rate / rate
+    count = -int(-num_frames // step)
+    return np.array([i * step.numerator // step.denominator for i in range(count)], dtype=np.int64)
+
+
+def _floats_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
+    if not np.isfinite(values).all():
+        raise ValueError(f"`{name}` holds values that are not finite (NaN or infinity).")
+    if values.size and (values.min() < 0 or values.max() > 1):
+        raise ValueError(
+            f"`{name}` of a floating-point type must be in [0, 1], but spans {values.min():.4g} to {values.max():.4g}."
+        )
+    return np.round(values.astype(np.float32) * 255).astype(np.uint8)
+
+
+def _check_pixels(frames: np.ndarray, name: str, layout: str) -> None:
+    channels = {"(F, H, W, 3)": -1, "(H, W, 3)": -1, "(F, 3, H, W)": 1}[layout]
+    if frames.ndim != layout.count(",") + 1 or frames.shape[channels] != 3:
+        raise ValueError(f"`{name}` has shape {tuple(frames.shape)}, but {layout} is needed.")
+    if 0 in frames.shape[1:]:
+        raise ValueError(f"`{name}` has frames without pixels: its shape is {tuple(frames.shape)}.")
+    if frames.dtype != np.uint8 and not np.issubdtype(frames.dtype, np.floating):
+        raise ValueError(f"`{name}` has dtype {frames.dtype}, but uint8 or a floating-point type is needed.")
+
+
+def frames_in_memory(frames, name: str) -> "FramesInMemory":
+    """Pictures in memory behind one face; see `VideoReader` for what is taken."""
+    if isinstance(frames, torch.Tensor):
+        frames = frames.detach().cpu()
+        frames = (frames.float() if frames.is_floating_point() else frames).numpy()
+        _check_pixels(frames, name, "(F, 3, H, W)")
+        frames = frames.transpose(0, 2, 3, 1)
+    elif isinstance(frames, np.ndarray):
+        _check_pixels(frames, name, "(F, H, W, 3)")
+    elif isinstance(frames, (list, tuple)):
+        frames = list(frames)
+        for index, frame in enumerate(frames):
+            if isinstance(frame, np.ndarray):
+                _check_pixels(frame, f"{name}[{index}]", "(H, W, 3)")
+            elif not isinstance(frame, Image.Image):
+                raise ValueError(
+                    f"`{name}[{index}]` is of type {type(frame).__name__}, but a PIL image or an array (H, W, 3) is needed."
+                )
+            size = frame.size if isinstance(frame, Image.Image) else frame.shape[1::-1]
+            first = frames[0].size if isinstance(frames[0], Image.Image) else frames[0].shape[1::-1]
+            if size != first:
+                raise ValueError(
+                    f"`{name}[{index}]` has size {size[0]}x{size[1]}, but the first frame has {first[0]}x{first[1]}."
+                )
+    else:
+        raise ValueError(
+            f"`{name}` is of type {type(frames).__name__}, but a path, a list of PIL images or arrays (H, W, 3), an array "
+            "(F, H, W, 3) or a tensor (F, 3, H, W) is needed."
+        )
+    if len(frames) == 0:
+        raise ValueError(f"`{name}` has no frames.")
+    for frame in frames:
+        # Checked before work begins; converted frame by frame.
+        if isinstance(frame, np.ndarray) and frame.dtype != np.uint8:
+            _floats_to_uint8(frame, name)
+    return FramesInMemory(frames, name)
+
+
+class FramesInMemory:
+    """The source of a `VideoReader` over pictures in memory."""
+
+    path = None
+    has_audio = False
+
+    def __init__(self, frames, name: str):
+        self._frames, self._name = frames, name
+        first = self._picture(0)
+        self.height, self.width = first.shape[:2]
+        self.num_frames = len(frames)
+
+    def _picture(self, index: int) -> np.ndarray:
+        frame = self._frames[index]
+        if isinstance(frame, Image.Image):
+            return np.array(frame.convert("RGB"))
+        return frame.copy() if frame.dtype == np.uint8 else _floats_to_uint8(frame, self._name)
+
+    def decode(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        for index in indices:
+            yield self._picture(index)
+
+
+def _check_file(path: Path, name: str) -> None:
+    if path.is_dir():
+        raise IsADirectoryError(f"`{name}` is a folder, but a file is needed: {path}")
+    if not path.exists():
+        raise FileNotFoundError(f"`{name}` names no file: {path}")
+
+
+def open_media(path: Path, name: str, kind: str):
+    """Opens a file for reading; `name` and `kind` (e.g. "video") are for the errors, which are `OSError` or `ValueError`."""
+    _check_file(path, name)
+    try:
+        return av.open(f"file:{path}", metadata_errors="replace")
+    except av.error.FFmpegError as error:
+        raise ValueError(f"`{name}` is not a {kind} that can be read ({error.strerror}): {path}") from error
+
+
+def video_stream(container):
+    """The first moving picture: not the cover of a song."""
+    return next((s for s in container.streams.video if not s.disposition & av.stream.Disposition.attached_pic), None)
+
+
+def decode_packets(container, stream, path: Path) -> Iterator:
+    """Decoded frames of a stream; a damaged packet is left out with a warning, as players do."""
+    warned = False
+    for packet in container.demux(stream):
+        try:
+            frames = packet.decode()
+        except av.error.InvalidDataError:
+            if not warned:
+                logger.warning(f"{path} has damaged data near {float((packet.pts or 0) * stream.time_base):.2f} s.")
+            warned = True
+            continue
+        yield from frames
+
+
+class VideoFile:
+    """The source of a `VideoReader` over a file: timestamps of all its frames, and decoding from any of them."""
+
+    def __init__(self, path: Path):
+        self.path = str(path)
+        self._path = path
+        self._has_times = True
+        with open_media(path, "video", "video") as container:
+            stream = video_stream(container)
+            if stream is None:
+                raise ValueError(f"`video` has no video stream: {path}")
+            self.has_audio = len(container.streams.audio) > 0
+            self.time_base = stream.time_base
+            is_counted = stream.codec_context.name in _ONE_FRAME_PER_PACKET
+            packets = [
+                (packet.pts, packet.duration or 0)
+                for packet in container.demux(stream)
+                if packet.size > 0 and not packet.is_discard
+            ]
+            if any(pts is None for pts, _ in packets):
+                # A constant rate is taken, and one tick a frame.
+                self._has_times, is_counted = False, False
+                self.time_base = 1 / Fraction(stream.average_rate or stream.guessed_rate or 24)
+            rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
+        if not packets:
+            raise ValueError(f"`video` has zero frames: {path}")
+        self._rotation = 0
+        self._read_first_frame()
+        if not is_counted:
+            packets = [(pts, duration) for pts, duration, _ in self._decoded()]
+        packets.sort()
+        self.times = np.unique(np.array([pts for pts, _ in packets], dtype=np.int64))
+        self.num_frames = len(self.times)
+        typical = int(np.median(np.diff(self.times))) if self.num_frames > 1 else 0
+        self.duration = int(self.times[-1] - self.times[0]) + (packets[-1][1] or typical)
+        self._find_rate(rates)
+
+    def _read_first_frame(self) -> None:
+        for _, _, frame in self._decoded():
+            self._rotation = round(frame.rotation / 90) % 4
+            self._coded_width, self._coded_height = frame.width, frame.height
+            self.width, self.height = frame.width, frame.height
+            if self._rotation % 2:
+                self.width, self.height = self.height, self.width
+            return
+        raise ValueError(f"`video` has zero frames that can be decoded: {self._path}")
+
+    def _find_rate(self, rates: list[Fraction]) -> None:
+        """A file is of constant rate when no frame is half a frame or more away from that rate's grid."""
+        elapsed = self.times - self.times[0]
+        for rate in rates:
+            interval = 1 / (float(rate) * float(self.time_base))
+            if np.abs(elapsed - np.arange(self.num_frames) * interval).max() < interval / 2:
+                self.rate, self.is_constant_rate = rate, True
+                return
+        if self.duration == 0:
+            self.rate, self.is_constant_rate = (rates or [Fraction(24)])[0], True
+            return
+        self.rate = (self.num_frames / (self.duration * self.time_base)).limit_denominator(100_000)
+        self.is_constant_rate = False
+
+    def indices_at(self, rate: Fraction) -> np.ndarray | None:
+        """Source frame of each output frame at a constant `rate`, or `None` when they are the same frames."""
+        if self.is_constant_rate:
+            return resampled_indices(self.num_frames, self.rate, rate)
+        ticks_per_frame = 1 / (rate * self.time_base)
+        # A timestamp is rounded to whole ticks, so half a tick late is in time.
+        count = max(1, -((1 - 2 * self.duration) // (2 * ticks_per_frame))) if self.duration else 1
+        numerator, denominator = ticks_per_frame.as_integer_ratio()
+        ticks = np.array([(2 * i * numerator + denominator) // (2 * denominator) for i in range(int(count))])
+        return np.searchsorted(self.times - self.times[0], ticks, side="right") - 1
+
+    def _decoded(self, first: int | None = None) -> Iterator[tuple[int, int, VideoFrame]]:
+        """`(timestamp, duration, frame)` in order of presentation, from the frame with timestamp `first` or before it."""
+        with open_media(self._path, "video", "video") as container:
+            stream = video_stream(container)
+            stream.thread_type = "AUTO"
+            if first is not None and self._has_times and first > self.times[0]:
+                container.seek(int(first), stream=stream, backward=True)
+            for index, frame in enumerate(decode_packets(container, stream, self._path)):
+                yield (frame.pts, frame.duration or 0, frame) if self._has_times else (index, 1, frame)
+
+    def decode(self, indices: Iterable[int]) -> Iterator[np.ndarray]:
+        """RGB frames for source indices in ascending order (repeats allowed)."""
+        indices = iter(indices)
+        index = next(indices, None)
+        if index is None:
+            return
+        decoded = self._decoded(self.times[index])
+        upcoming = next(decoded, None)
+        if upcoming is None or upcoming[0] > self.times[index]:
+            # The container's index led to a later place: decode from the beginning.
+            decoded = self._decoded()
+            upcoming = next(decoded, None)
+        reformatter = VideoReformatter()
+        current, picture = None, None
+        while index is not None:
+            # A frame that the decoder left out is shown as its predecessor, as a player does.
+            while upcoming is not None and (current is None or upcoming[0] <= self.times[index]):
+                current, picture = upcoming[2], None
+                upcoming = next(decoded, None)
+            if current is None:
+                raise OSError(f"{self._path} could be opened, but no longer read.")
+            if picture is None:
+                picture = self._to_rgb(current, reformatter)
+            yield picture.copy()
+            index = next(indices, None)
+
+    def _to_rgb(self, frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
+        picture = reformatter.reformat(
+            frame,
+            width=self._coded_width,
+            height=self._coded_height,
+            format="rgb24",
+            src_color_range=frame.color_range,
+            dst_color_range=ColorRange.JPEG,
+            interpolation=EXACT_CONVERSION,
+        ).to_ndarray()
+        return np.ascontiguousarray(np.rot90(picture, self._rotation))

@@ -1,0 +1,269 @@
+"""Video and audio in and out with PyAV: exact frames, presentation timestamps, constant memory, sound kept."""
+
+import os
+import uuid
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+
+import av
+import numpy as np
+import torch
+from av.video.frame import VideoFrame
+from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
+from diffusers.utils import logging
+from PIL import Image
+
+from .frame_sources import EXACT_CONVERSION, VideoFile, frames_in_memory, open_media, resampled_indices
+from .sound import audio_stream, check_samples, load_audio, write_sound
+
+
+__all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "load_audio", "save_video"]
+
+logger = logging.get_logger(__name__)
+
+# Containers that take H.264 and AAC.
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
+
+
+def _as_rate(fps) -> Fraction:
+    """Frame rate as an exact fraction: 29.97002997 is 30000/1001."""
+    try:
+        rate = Fraction(fps).limit_denominator(100_000)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise ValueError(f"`fps` must be a positive number, but is {fps!r}.") from error
+    if not 0 < rate <= 1000:
+        raise ValueError(f"`fps` must be above 0 and at most 1000, but is {fps}.")
+    return rate
+
+
+class VideoReader:
+    """
+    Frames of a video, one at a time: exact, in presentation order, upright, in memory that does not grow with its length.
+
+    A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate,
+    or any file when `fps` is set, is resampled in time: frame i is the last one shown at or before `i / fps`, so that it
+    stays in step with the sound. Rotation from the file's metadata is applied; pixels that are not square are kept as
+    they are.
+
+    Args:
+        video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
+            A file; a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an array `(F, H, W, 3)`; a tensor
+            `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1].
+        fps (`float` or `Fraction`, *optional*):
+            For a file or a reader the rate to resample to (default: its own; the average of a variable rate). For frames
+            in memory the rate that they have (default 24).
+
+    Attributes:
+        rate (`Fraction`): frames in a second, exact, e.g. 30000/1001; `fps` is the same as a float.
+        width, height, num_frames (`int`): size as shown, and the number of frames that iteration gives.
+        path (`str` or `None`): the file.
+        has_audio (`bool`): whether the file has sound.
+
+    Raises:
+        FileNotFoundError, IsADirectoryError: no such file, or a folder.
+        ValueError: a file that is no video, has no video stream or no frames; arrays of a wrong shape, type or range.
+    """
+
+    def __init__(self, video, fps: float | Fraction | None = None):
+        rate = None if fps is None else _as_rate(fps)
+        self._indices = None
+        if isinstance(video, VideoReader):
+            self._source = video._source
+            self._native_rate = video._native_rate
+            self.rate = rate or video.rate
+            if rate is None or rate == video.rate:
+                self._indices = video._indices
+            else:
+                self._indices = self._resampled(rate)
+        elif isinstance(video, (str, os.PathLike)):
+            self._source = VideoFile(Path(video))
+            self._native_rate = self._source.rate
+            self.rate = rate or self._source.rate
+            self._indices = self._resampled(self.rate)
+        else:
+            self._source = frames_in_memory(video, "video")
+            self.rate = self._native_rate = rate or Fraction(24)
+        self.width, self.height = self._source.width, self._source.height
+        self.num_frames = self._source.num_frames if self._indices is None else len(self._indices)
+        self.path, self.has_audio = self._source.path, self._source.has_audio
+
+    def _resampled(self, rate: Fraction) -> np.ndarray | None:
+        if isinstance(self._source, VideoFile):
+            return self._source.indices_at(rate)
+        return resampled_indices(self._source.num_frames, self._native_rate, rate)
+
+    @property
+    def fps(self) -> float:
+        """Frames in a second."""
+        return float(self.rate)
+
+    def __len__(self) -> int:
+        return self.num_frames
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return self.frames()
+
+    def frames(self, start: int = 0, stop: int | None = None) -> Iterator[np.ndarray]:
+        """
+        Frames `start` to `stop` (not included; default: to the end), uint8 arrays `(H, W, 3)` RGB, the same as iteration
+        gives at these places. A file is not decoded from its beginning for it, but from the key frame before `start`.
+
+        Raises:
+            ValueError: not `0 <= start <= stop <= num_frames`.
+        """
+        stop = self.num_frames if stop is None else stop
+        if not 0 <= start <= stop <= self.num_frames:
+            raise ValueError(
+                f"`start` and `stop` must satisfy 0 <= start <= stop <= {self.num_frames}, but are {start} and {stop}."
+            )
+        indices = range(start, stop) if self._indices is None else self._indices[start:stop]
+        return self._source.decode(indices)
+
+
+class VideoWriter:
+    """
+    Writes H.264 (yuv420p, BT.709) with sound, frame by frame. Use it as a context manager: the file is written aside and
+    takes its name when the block ends well; when it does not, nothing is left.
+
+    Args:
+        path (`str` or `os.PathLike`): ends in .mp4, .m4v, .mov or .mkv; missing folders are made.
+        fps (`float` or `Fraction`): frames in a second.
+        audio (`str`, `os.PathLike` or `(samples, rate)`, *optional*):
+            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16 or
+            floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is when `audio_start` is 0;
+            other sound is encoded to AAC.
+        audio_start (`float`, defaults to 0.0): seconds into the sound at which the first frame is shown.
+        crf (`int`, defaults to 18): H.264's constant rate factor, 0 (lossless) to 51.
+
+    A width or height that is odd, which yuv420p cannot have, grows by one repeated row or column, with a warning.
+
+    Raises:
+        ValueError: another suffix, `fps` or `crf` out of range, sound that cannot be read, frames of different sizes or a
+            wrong type, or a block that ends without any frame.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike,
+        fps: float | Fraction,
+        audio: "str | os.PathLike | tuple[np.ndarray, int] | None" = None,
+        audio_start: float = 0.0,
+        crf: int = 18,
+    ):
+        self.path = Path(path)
+        if self.path.suffix.lower() not in VIDEO_SUFFIXES:
+            raise ValueError(f"`path` must end in one of {', '.join(VIDEO_SUFFIXES)}, but is {self.path.name!r}.")
+        if self.path.is_dir():
+            raise IsADirectoryError(f"`path` is a folder, but a file is to be written: {self.path}")
+        self.rate = _as_rate(fps)
+        if not 0 <= crf <= 51:
+            raise ValueError(f"`crf` must be in 0 to 51, but is {crf}.")
+        if not (np.isfinite(audio_start) and audio_start >= 0):
+            raise ValueError(f"`audio_start` must be 0 or more seconds, but is {audio_start}.")
+        if isinstance(audio, tuple):
+            audio = check_samples(*audio)
+        elif audio is not None:
+            audio = Path(audio)
+            with open_media(audio, "audio", "sound file") as container:
+                audio_stream(container, audio)
+        self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
+        self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
+        self._container = None
+        self.num_frames = 0
+
+    def __enter__(self) -> "VideoWriter":
+        return self
+
+    def __exit__(self, error_type, error, traceback) -> None:
+        if error_type is None:
+            self.close()
+        else:
+            self._discard()
+
+    def write(self, frames) -> None:
+        """
+        Appends a PIL image, an array `(H, W, 3)` or `(F, H, W, 3)`, a tensor `(3, H, W)` or `(F, 3, H, W)`, or a list of
+        pictures; uint8, or floating-point in [0, 1].
+        """
+        if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim == 3):
+            frames = [frames]
+        elif isinstance(frames, torch.Tensor) and frames.ndim == 3:
+            frames = frames[None]
+        source = frames_in_memory(frames, "frames")
+        size = (source.width, source.height)
+        if self._container is None:
+            self._start(*size)
+        if size != self._size:
+            raise ValueError(
+                f"`frames` have size {size[0]}x{size[1]}, but the first had {self._size[0]}x{self._size[1]}."
+            )
+        for picture in source.decode(range(source.num_frames)):
+            self._write_picture(picture)
+
+    def _write_picture(self, picture: np.ndarray) -> None:
+        height, width = picture.shape[:2]
+        if width % 2 or height % 2:
+            picture = np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+        frame = self._reformatter.reformat(
+            VideoFrame.from_ndarray(picture, format="rgb24"),
+            format="yuv420p",
+            src_color_range=ColorRange.JPEG,
+            dst_color_range=ColorRange.MPEG,
+            dst_colorspace=Colorspace.ITU709,
+            interpolation=EXACT_CONVERSION,
+        )
+        frame.pts, frame.time_base = self.num_frames, 1 / self.rate
+        self._container.mux(self._video.encode(frame))
+        self.num_frames += 1
+        if self._sound is not None:
+            self._sound.send(float(self.num_frames / self.rate))
+
+    def _start(self, width: int, height: int) -> None:
+        if width % 2 or height % 2:
+            logger.warning(f"Frames of {width}x{height} are written as {width + width % 2}x{height + height % 2}.")
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self._size = (width, height)
+        self._reformatter = VideoReformatter()
+        options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+        self._container = av.open(f"file:{self._aside}", "w", container_options=options)
+        self._video = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self._crf)})
+        self._video.width, self._video.height = width + width % 2, height + height % 2
+        self._video.pix_fmt = "yuv420p"
+        self._video.codec_context.time_base = 1 / self.rate
+        # Players guess BT.601 or BT.709 by the size where a file does not say; the tags keep colours as they are.
+        self._video.codec_context.colorspace = Colorspace.ITU709
+        self._video.codec_context.color_primaries = ColorPrimaries.BT709
+        self._video.codec_context.color_trc = ColorTrc.BT709
+        self._video.codec_context.color_range = ColorRange.MPEG
+        self._sound = None if self._audio is None else write_sound(self._container, self._audio, self._audio_start)
+        if self._sound is not None:
+            next(self._sound)  # Adds its stream: all streams must be there before the first packet.
+
+    def close(self) -> None:
+        """Finishes the file and gives it its name. Raises `ValueError` when no frame was written."""
+        if self._container is None:
+            raise ValueError(f"No frame was written, so there is no video: {self.path}")
+        try:
+            for stream in self._container.streams:
+                if stream.codec_context is not None and stream.codec_context.is_open:
+                    self._container.mux(stream.encode(None))
+            self._container.close()
+            os.replace(self._aside, self.path)
+        finally:
+            self._discard()
+
+    def _discard(self) -> None:
+        if self._container is not None:
+            self._container.close()
+            if self._sound is not None:
+                self._sound.close()
+        self._aside.unlink(missing_ok=True)
+
+
+def save_video(
+    frames, path: str | os.PathLike, fps: float | Fraction, audio: "str | os.PathLike | tuple | None" = None
+) -> None:
+    """Writes a whole video in one call; see `VideoWriter` for what `frames`, `path`, `fps` and `audio` may be."""
+    with VideoWriter(path, fps, audio) as writer:
+        writer.write(frames)
