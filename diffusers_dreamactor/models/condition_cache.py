@@ -38,6 +38,12 @@ class BlockConditionCache:
         self.reference_context: KeyValue | None = None
         self.reference_hidden_states: torch.Tensor | None = None
 
+    def keep(self, name: str, value: KeyValue | None) -> KeyValue | None:
+        """Store `value` as the entry `name` when `enabled`; returns it in any case."""
+        if self.enabled:
+            setattr(self, name, value)
+        return value
+
 
 class ConditionCache:
     """Conditions of one guidance branch, computed once and reused by every denoising step.

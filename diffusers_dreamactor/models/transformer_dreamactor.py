@@ -1,6 +1,7 @@
 """DreamActor-M1's diffusion transformer (arXiv 2504.01724, section 3) on the anatomy of Diffusers' Wan transformers."""
 
 import math
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -377,29 +378,27 @@ class DreamActorTransformerBlock(nn.Module):
         context = image = face = reference = reference_context = None
 
         # Projected conditions
-        if self.attn2 is not None:
-            if encoder_hidden_states is not None:
-                context = block_cache.context
-                if context is None:
-                    context = _project_key_value(self.attn2, encoder_hidden_states)
-            if encoder_hidden_states_image is not None:
-                image = block_cache.image
-                if image is None:
-                    image = _project_image_key_value(self.attn2, encoder_hidden_states_image)
+        if self.attn2 is not None and encoder_hidden_states is not None:
+            context = block_cache.context
+            if context is None:
+                context = block_cache.keep("context", _project_key_value(self.attn2, encoder_hidden_states))
+        if self.attn2 is not None and encoder_hidden_states_image is not None:
+            image = block_cache.image
+            if image is None:
+                image = block_cache.keep("image", _project_image_key_value(self.attn2, encoder_hidden_states_image))
         if self.face_attn is not None and face_hidden_states is not None:
             face = block_cache.face
             if face is None:
-                face = _project_face_key_value(self.face_attn, face_hidden_states)
+                face = block_cache.keep("face", _project_face_key_value(self.face_attn, face_hidden_states))
         if reference_hidden_states is not None:
             reference_hidden_states, reference, reference_context = self._forward_references(
                 reference_hidden_states, reference_temb, reference_rotary_emb, context, image
             )
+            block_cache.keep("reference", reference)
+            block_cache.keep("reference_context", reference_context)
             block_cache.reference_hidden_states = reference_hidden_states
         elif use_references:
             reference, reference_context = block_cache.reference, block_cache.reference_context
-        if block_cache.enabled:
-            block_cache.context, block_cache.image, block_cache.face = context, image, face
-            block_cache.reference, block_cache.reference_context = reference, reference_context
 
         shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self._modulation(temb)
 
@@ -690,6 +689,11 @@ class DreamActorTransformer3DModel(
         if not cache.blocks:
             cache.blocks = [BlockConditionCache(enabled=condition_cache is not None) for _ in self.blocks]
 
+        # The first call of a segment fills the cache, and so does one that runs the reference branch.
+        fills_cache = condition_cache is not None and (
+            cache.rotary_emb is None or (use_references and not cache.has_references())
+        )
+
         # 1. Rotary tables: isolated references at 0, -1, -2, ..., the video from 1
         if cache.rotary_emb is None:
             cache.rotary_emb = self.rope(hidden_states, start=1 if use_references else 0)
@@ -741,24 +745,31 @@ class DreamActorTransformer3DModel(
             reference_hidden_states = reference_hidden_states.flatten(2).transpose(1, 2).contiguous()
             _, reference_temb = self.condition_embedder(timestep.new_zeros(1), hidden_states.dtype)
 
-        # 6. Transformer blocks
-        for block, block_cache in zip(self.blocks, cache.blocks):
-            arguments = (
-                hidden_states,
-                encoder_hidden_states,
-                timestep_proj,
-                cache.rotary_emb,
-                encoder_hidden_states_image,
-                face_hidden_states,
-                face_scale,
-            )
-            references = (use_references, reference_hidden_states, reference_temb, reference_rotary_emb)
-            if torch.is_grad_enabled() and self.gradient_checkpointing:
-                hidden_states = self._gradient_checkpointing_func(block, *arguments, block_cache, *references)
-            else:
-                hidden_states = block(*arguments, block_cache, *references)
-            reference_hidden_states = block_cache.reference_hidden_states
-            block_cache.reference_hidden_states = None
+        # 6. Transformer blocks. A call that fills a cache is one of many: compiled blocks run it eagerly, instead of
+        # being compiled once more for it.
+        eagerly = fills_cache and not torch.compiler.is_compiling()
+        with torch.compiler.set_stance("force_eager") if eagerly else nullcontext():
+            for block, block_cache in zip(self.blocks, cache.blocks):
+                arguments = (
+                    hidden_states,
+                    encoder_hidden_states,
+                    timestep_proj,
+                    cache.rotary_emb,
+                    encoder_hidden_states_image,
+                    face_hidden_states,
+                    face_scale,
+                    block_cache,
+                    use_references,
+                    reference_hidden_states,
+                    reference_temb,
+                    reference_rotary_emb,
+                )
+                if torch.is_grad_enabled() and self.gradient_checkpointing:
+                    hidden_states = self._gradient_checkpointing_func(block, *arguments)
+                else:
+                    hidden_states = block(*arguments)
+                reference_hidden_states = block_cache.reference_hidden_states
+                block_cache.reference_hidden_states = None
 
         # 7. Output norm, projection and unpatchify
         shift, scale = (self.scale_shift_table.to(temb.device) + temb.unsqueeze(-2)).unbind(dim=-2)
