@@ -1,0 +1,216 @@
+"""From MediaPipe's pose and hand landmarks of one person to joints in one camera frame in metres."""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..camera import back_project, estimate_focal_length, ray_rotation, solve_translation, weak_perspective
+from ..filtering import fill_gaps, find_outliers, find_side_swaps, smooth
+from ..sequence import BodyTrack
+from ..skeleton import (
+    AVERAGE_TORSO_LENGTH,
+    BODY,
+    BODY_PROPORTIONS,
+    BONES,
+    JOINT_INDEX,
+    JOINT_NAMES,
+    LEFT_HAND,
+    MEDIAPIPE_POSE_MAPPING,
+    RIGHT_HAND,
+    map_joints,
+)
+
+
+# (left, right) of MediaPipe's 33 pose landmarks, as far as estimators swap them.
+_ARMS = [(11, 12), (13, 14), (15, 16), (17, 18), (19, 20), (21, 22)]
+_LEGS = [(23, 24), (25, 26), (27, 28), (29, 30), (31, 32)]
+# A hand seen for a shorter time than this is a false alarm.
+_SHORTEST_HAND_SECONDS = 0.12
+
+
+@dataclass
+class PoseObservations:
+    """
+    MediaPipe's landmarks of one person over a clip.
+
+    Args:
+        keypoints (`(F, 33, 2)`): pixels.
+        world (`(F, 33, 3)`): metres about the middle of the hips, axes of the viewing ray: x right, y down, z away.
+        visibility (`(F, 33)`): in [0, 1]; all 0 in frames without the person.
+        hand_keypoints (`(F, 2, 21, 2)`), hand_world (`(F, 2, 21, 3)`): of the left and the right hand.
+        hand_score (`(F, 2)`): in [0, 1], 0 where no hand was found.
+    """
+
+    keypoints: np.ndarray
+    world: np.ndarray
+    visibility: np.ndarray
+    hand_keypoints: np.ndarray
+    hand_world: np.ndarray
+    hand_score: np.ndarray
+
+    @classmethod
+    def empty(cls, num_frames: int) -> "PoseObservations":
+        """Nothing seen in `num_frames` frames."""
+        shapes = [(33, 2), (33, 3), (33,), (2, 21, 2), (2, 21, 3), (2,)]
+        return cls(*(np.zeros((num_frames, *shape)) for shape in shapes))
+
+    @property
+    def seen(self) -> np.ndarray:
+        """(F,) bool: the person was found."""
+        return self.visibility.any(axis=1)
+
+
+def hand_is_plausible(
+    hand: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray, side: int
+) -> tuple[bool, float]:
+    """
+    Whether a hand (21, 2) belongs to the arm on `side` (0 left, 1 right) of the pose (33, 2): its wrist near the arm's, its
+    palm of a size that fits the person. Also returns the distance of the wrists in lengths of the reference, the larger of
+    forearm and half the shoulders' width.
+    """
+    elbow, wrist = keypoints[13 + side], keypoints[15 + side]
+    reference = max(
+        np.linalg.norm(wrist - elbow) if visibility[13 + side] > 0.3 else 0.0,
+        0.5 * np.linalg.norm(keypoints[11] - keypoints[12]),
+        1.0,
+    )
+    palm = np.linalg.norm(hand[[5, 9, 17]] - hand[0], axis=1).max() / reference
+    distance = float(np.linalg.norm(hand[0] - wrist) / reference)
+    return bool(distance < 0.5 and 0.12 < palm < 1.2), distance
+
+
+def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
+    """One shot of observations: left and right put right, outliers and gaps filled, jitter removed."""
+    keypoints, world = observed.keypoints.copy(), observed.world.copy()
+    confidence = observed.visibility.copy()
+    hands, hand_world = observed.hand_keypoints.copy(), observed.hand_world.copy()
+    hand_score = observed.hand_score.copy()
+    num_frames = len(keypoints)
+    seen = observed.seen
+    if num_frames > 1 and seen.any():
+        extent = np.linalg.norm(np.ptp(keypoints[:, :25], axis=1), axis=1)
+        size = np.maximum(np.median(extent[seen]), 1.0)
+        for pairs in (_ARMS, _LEGS):
+            swapped = find_side_swaps(keypoints, confidence, pairs, size)
+            left, right = (list(side) for side in zip(*pairs))
+            for values in (keypoints, world, confidence):
+                exchanged = values[swapped]
+                exchanged[:, left + right] = exchanged[:, right + left]
+                values[swapped] = exchanged
+        outlier = find_outliers(keypoints, confidence, threshold=8.0, floor=0.04 * size)
+        outlier |= find_outliers(world, confidence, threshold=8.0, floor=0.06)
+        known = np.where(outlier, 0.0, confidence)
+        # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person
+        # and outliers are gaps.
+        keypoints, confidence = fill_gaps(keypoints, known, fps)
+        world = fill_gaps(world, known, fps)[0]
+
+        shortest = max(2, round(_SHORTEST_HAND_SECONDS * fps))
+        for side in range(2):
+            found = hand_score[:, side] > 0
+            edges = np.flatnonzero(np.diff(np.concatenate([[0], found.astype(int), [0]])))
+            for start, stop in edges.reshape(-1, 2):
+                if stop - start < min(shortest, num_frames):
+                    hand_score[start:stop, side] = 0
+            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
+            palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
+            floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
+            wild = find_outliers(hands[:, side], per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
+            per_joint[wild] = 0
+            hands[:, side], filled = fill_gaps(hands[:, side], per_joint, fps, max_seconds=0.25, decay_seconds=0.1)
+            hand_world[:, side] = fill_gaps(hand_world[:, side], per_joint, fps)[0]
+            hand_score[:, side] = filled.min(axis=1)
+    if smoothed:
+        keypoints = smooth(keypoints, confidence, fps)
+        world = smooth(world, confidence, fps)
+        for side in range(2):
+            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
+            hands[:, side] = smooth(hands[:, side], per_joint, fps)
+            hand_world[:, side] = smooth(hand_world[:, side], per_joint, fps)
+    return PoseObservations(keypoints, world, confidence, hands, hand_world, hand_score)
+
+
+def repair(observed: PoseObservations, shots: list[slice], fps: float, smoothed: bool) -> PoseObservations:
+    """
+    The observations with swapped sides put right, outliers and gaps filled and, if `smoothed`, the jitter removed, shot by
+    shot.
+    """
+    parts = [
+        _repair(PoseObservations(*(array[shot] for array in vars(observed).values())), fps, smoothed) for shot in shots
+    ]
+    return PoseObservations(*(np.concatenate(arrays) for arrays in zip(*(vars(part).values() for part in parts))))
+
+
+def _limit_outside(keypoints: np.ndarray, confidence: np.ndarray, width: int, height: int) -> np.ndarray:
+    """Joints well out of the picture are guesses, whatever the estimator says: under the 0.5 that is drawn."""
+    margin = 0.03 * max(width, height)
+    outside = ((keypoints < -margin) | (keypoints > np.array([width, height]) + margin)).any(axis=-1)
+    return np.where(outside, np.minimum(confidence, 0.4), confidence)
+
+
+def _unseen_hands(joints: np.ndarray, side: str) -> np.ndarray:
+    """A straight average hand (F, 21, 3) in the direction of the forearm, for where none was seen; `joints` (F, 62, 3)."""
+    wrist, elbow = joints[:, JOINT_INDEX[f"{side}_wrist"]], joints[:, JOINT_INDEX[f"{side}_elbow"]]
+    forearm = wrist - elbow
+    forearm = forearm / np.maximum(np.linalg.norm(forearm, axis=-1, keepdims=True), 1e-6)
+    reach = np.zeros(len(JOINT_NAMES))
+    for child, parent in BONES:
+        reach[child] = reach[parent] + BODY_PROPORTIONS[JOINT_NAMES[child]] * AVERAGE_TORSO_LENGTH
+    hand = LEFT_HAND if side == "left" else RIGHT_HAND
+    along = reach[hand] - reach[hand][0]
+    return wrist[:, None] + forearm[:, None] * along[None, :, None]
+
+
+def lift(
+    observed: PoseObservations, shots: list[slice], fps: float, width: int, height: int, smoothed: bool = True
+) -> tuple[BodyTrack, float]:
+    """
+    Joints in metres in the camera frame from repaired observations (see `repair`).
+
+    The focal length is estimated from the whole clip's 2D-3D pairs (`camera.estimate_focal_length`), the person's place
+    per frame (`camera.solve_translation`). World landmarks give each joint's depth relative to the body, and the
+    pixels, which are the more accurate, its place across: so `project(joints)` equals `keypoints`. A hand hangs on
+    its wrist's depth, scaled so that its size in the picture and in space agree.
+
+    Returns:
+        The body track and the focal length in pixels.
+    """
+    keypoints, confidence = observed.keypoints, observed.visibility
+    weights = np.where(confidence > 0.5, confidence, 0.0) + 1e-3
+    focal_length = estimate_focal_length(observed.world, keypoints, weights * observed.seen[:, None], width, height)
+    middle = np.einsum("fn,fnd->fd", weights, keypoints) / weights.sum(axis=1, keepdims=True)
+    turned = np.einsum("fij,fnj->fni", ray_rotation(middle, focal_length, width, height), observed.world)
+    translation = solve_translation(turned, keypoints, weights, focal_length, width, height)
+    if smoothed:
+        # Depth from size is the shakiest of all estimates, and nobody walks to and fro at several hertz.
+        for shot in shots:
+            sureness = weights[shot].max(axis=1)[:, None]
+            log_depth = smooth(np.log(translation[shot, 2:])[:, None], sureness, fps, strength=2.0)
+            translation[shot, 2:] = np.exp(log_depth[:, 0])
+    depth = np.maximum(turned[..., 2] + translation[:, 2:], 0.2 * translation[:, 2:])
+
+    points = back_project(keypoints, depth, focal_length, width, height)
+    joints, joint_confidence = map_joints(points, confidence, MEDIAPIPE_POSE_MAPPING)
+    for side, name in enumerate(("left", "right")):
+        hand = LEFT_HAND if side == 0 else RIGHT_HAND
+        wrist_depth = joints[:, JOINT_INDEX[f"{name}_wrist"], 2].astype(np.float64)
+        hand_keypoints, hand_world = observed.hand_keypoints[:, side], observed.hand_world[:, side]
+        scale = weak_perspective(hand_world, hand_keypoints, np.ones(hand_world.shape[:2]))[0]
+        stretch = np.clip(scale * wrist_depth / focal_length, 0.5, 2.0)
+        hand_depth = wrist_depth[:, None] + stretch[:, None] * (hand_world[..., 2] - hand_world[:, :1, 2])
+        hand_depth = np.maximum(hand_depth, 0.1 * wrist_depth[:, None])
+        found = observed.hand_score[:, side] > 0
+        joints[:, hand] = np.where(
+            found[:, None, None],
+            back_project(hand_keypoints, hand_depth, focal_length, width, height),
+            _unseen_hands(joints, name),
+        )
+        joint_confidence[:, hand] = np.where(found, observed.hand_score[:, side], 0.0)[:, None]
+    depth = np.maximum(joints[..., 2:], 1e-3)
+    pixels = joints[..., :2] / depth * focal_length + np.array([width / 2, height / 2])
+    pixels[:, BODY], _ = (each[:, BODY] for each in map_joints(keypoints, confidence, MEDIAPIPE_POSE_MAPPING))
+    # The neck is the shoulders' middle in the picture; at its own depth that is the point to project.
+    neck = JOINT_INDEX["neck"]
+    joints[:, neck] = back_project(pixels[:, neck], joints[:, neck, 2], focal_length, width, height)
+    joint_confidence = _limit_outside(pixels, np.clip(joint_confidence, 0, 1), width, height)
+    return BodyTrack(joints=joints, keypoints=pixels, confidence=joint_confidence), focal_length

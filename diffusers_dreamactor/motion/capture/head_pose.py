@@ -1,0 +1,296 @@
+"""The head in a picture from MediaPipe's landmarks: rotation, ball and face box, with or without a visible face."""
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.spatial.transform import Rotation
+
+from ..camera import ray_rotation, weak_perspective
+
+
+# MediaPipe's face geometry assumes a camera with this vertical field of view, whatever picture it is given.
+_FACE_GEOMETRY_FOV = np.radians(63.0)
+# The ball that holds the skull, in the frame of MediaPipe's canonical face (centimetres, x to the person's left, y up,
+# z out of the face; its chin is at y = -9.4, the forehead's top at 8.3 and the ears at z = -2.4): from chin to vertex
+# a head is about 22 cm high and 20 cm deep.
+_BALL_CENTRE = np.array([0.0, 1.5, -3.0])
+_BALL_RADIUS = 11.0
+# OpenGL's camera axes (y up, z towards the camera) to ours (y down, z away).
+_FLIP = np.diag([1.0, -1.0, -1.0])
+
+# Points of the face mesh between brows and chin, ear to ear: the extent of the 68-point face that Wan-Animate crops by.
+_BROWS_TO_CHIN = [
+    70,
+    63,
+    105,
+    66,
+    107,
+    336,
+    296,
+    334,
+    293,
+    300,
+    127,
+    234,
+    93,
+    132,
+    58,
+    172,
+    136,
+    150,
+    149,
+    176,
+    148,
+    152,
+]
+_BROWS_TO_CHIN += [377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 356]
+# The same points in the mesh and in the pose: nose, eyes (left, right), corners of the mouth (left, right).
+_MESH_POINTS = ([1], [263, 362], [33, 133], [291], [61])
+_POSE_POINTS = [0, 2, 5, 9, 10]
+# Where the pose's face points (nose, left eye, right eye, left ear, right ear, mouth corners) are in the head's frame
+# (metres, x to the person's left, y down, z to the back of the head; the canonical face, ears at its rim).
+_POSE_FACE = [0, 2, 5, 7, 8, 9, 10]
+_POSE_FACE_IN_HEAD = (
+    np.array(
+        [
+            [0.0, 1.1, -7.5],
+            [3.1, -2.6, -3.5],
+            [-3.1, -2.6, -3.5],
+            [7.4, -0.7, 3.0],
+            [-7.4, -0.7, 3.0],
+            [2.5, 4.3, -4.3],
+            [-2.5, 4.3, -4.3],
+        ]
+    )
+    / 100
+)
+
+
+@dataclass
+class FaceLook:
+    """
+    A face found in one frame, in pixels of the frame.
+
+    Args:
+        box (`(4,)`): around brows, chin and ears, tight, not square.
+        points (`(5, 2)`): nose, left and right eye, left and right corner of the mouth.
+        rotation (`(3, 3)`): head to camera, as in `HeadTrack`, still relative to the ray through `ray_through`.
+        ray_through (`(2,)`): the middle of the crop that the face was found in.
+        center (`(2,)`), radius (`float`): of the head's ball.
+        blendshapes (`(52,)`): ARKit's, in [0, 1].
+    """
+
+    box: np.ndarray
+    points: np.ndarray
+    rotation: np.ndarray
+    ray_through: np.ndarray
+    center: np.ndarray
+    radius: float
+    blendshapes: np.ndarray
+
+    @property
+    def side(self) -> float:
+        """The longer side of the face's box."""
+        return float(max(self.box[2] - self.box[0], self.box[3] - self.box[1]))
+
+    @property
+    def middle(self) -> np.ndarray:
+        """The middle of the face's box."""
+        return (self.box[:2] + self.box[2:]) / 2
+
+    def pose_error(self, keypoints: np.ndarray) -> float:
+        """How far nose, eyes and mouth of a pose `(33, 2)` lie from this face's, in sides of the face."""
+        return float(np.linalg.norm(keypoints[_POSE_POINTS] - self.points, axis=1).mean() / self.side)
+
+
+def rotation_from_face_matrix(matrix: np.ndarray) -> np.ndarray:
+    """
+    Head rotation (3, 3) in our convention from MediaPipe's facial transformation matrix (4, 4), which takes the canonical
+    face (y up, z out of the face) to an OpenGL camera (y up, z towards the viewer).
+    """
+    u, _, vt = np.linalg.svd(np.asarray(matrix, dtype=np.float64)[:3, :3])
+    return _FLIP @ (u @ vt) @ _FLIP
+
+
+def read_face(landmarks, matrix: np.ndarray, blendshapes: np.ndarray, x0: float, y0: float, side: float) -> FaceLook:
+    """
+    Brings a face found in a square crop into the frame.
+
+    Args:
+        landmarks (`(478, 2)`): in [0, 1] of the crop.
+        matrix (`(4, 4)`): the facial transformation matrix.
+        blendshapes (`(52,)`): ARKit's.
+        x0, y0, side (`float`): the crop's corner and side in pixels of the frame.
+    """
+    points = landmarks * side + np.array([x0, y0])
+    contour = points[_BROWS_TO_CHIN]
+    matrix = np.asarray(matrix, dtype=np.float64)
+    focal_length = side / 2 / np.tan(_FACE_GEOMETRY_FOV / 2)
+    ball = matrix[:3, :3] @ _BALL_CENTRE + matrix[:3, 3]
+    middle = np.array([x0 + side / 2, y0 + side / 2])
+    scale = focal_length / -ball[2]
+    return FaceLook(
+        box=np.concatenate([contour.min(axis=0), contour.max(axis=0)]),
+        points=np.stack([points[indices].mean(axis=0) for indices in _MESH_POINTS]),
+        rotation=rotation_from_face_matrix(matrix),
+        ray_through=middle,
+        center=middle + scale * ball[:2] * np.array([1, -1]),
+        radius=float(_BALL_RADIUS * np.cbrt(np.linalg.det(matrix[:3, :3])) * scale),
+        blendshapes=blendshapes,
+    )
+
+
+def face_box(tight: np.ndarray, scale: float = 1.3) -> np.ndarray:
+    """
+    The square crop boxes (F, 4) for tight face boxes (F, 4) from the brows to the chin: `scale` times the area, three
+    quarters of what is added in height above the brows (Wan-Animate's preprocessing), squared by widening.
+    """
+    low, high = tight[:, :2], tight[:, 2:]
+    size = high - low
+    added = (np.sqrt(scale) - 1) * size
+    top = low[:, 1] - 0.75 * added[:, 1]
+    bottom = high[:, 1] + 0.25 * added[:, 1]
+    side = np.maximum(size[:, 0] + added[:, 0], bottom - top)
+    centre = np.stack([(low[:, 0] + high[:, 0]) / 2, (top + bottom) / 2], axis=1)
+    return np.concatenate([centre - side[:, None] / 2, centre + side[:, None] / 2], axis=1)
+
+
+def head_guess(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
+    """Where the face should be by the pose `(33, 2)`: its middle (2,) and side in pixels."""
+    face = keypoints[:11]
+    extent = np.ptp(face, axis=0).max()
+    shoulders = np.linalg.norm(keypoints[11] - keypoints[12])
+    # Seen from the side the eyes, nose and ears are close together; a head is never much smaller than 0.4 shoulders.
+    return face.mean(axis=0), float(max(extent, 0.35 * shoulders, 4.0))
+
+
+def head_rotation_from_pose(world: np.ndarray, visibility: np.ndarray) -> np.ndarray:
+    """
+    Head rotations (F, 3, 3), relative to the viewing ray, from the nose, eyes, ears and mouth of pose world landmarks
+    `world` (F, 33, 3) with `visibility` (F, 33): the best rotation of an average head onto them (Kabsch).
+    """
+    points = world[:, _POSE_FACE]
+    weights = visibility[:, _POSE_FACE] + 0.05
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    centred = points - np.einsum("fn,fnd->fd", weights, points)[:, None]
+    template = _POSE_FACE_IN_HEAD - np.einsum("fn,nd->fd", weights, _POSE_FACE_IN_HEAD)[:, None]
+    covariance = np.einsum("fn,fni,fnj->fij", weights, centred, template)
+    u, _, vt = np.linalg.svd(covariance)
+    sign = np.linalg.det(u @ vt)
+    u[:, :, 2] *= sign[:, None]
+    return u @ vt
+
+
+def torso_rotation(world: np.ndarray) -> np.ndarray:
+    """
+    Orientation (F, 3, 3) of the trunk, relative to the viewing ray, in the head's convention: x from the right to the left
+    shoulder, y from the shoulders to the hips, z out of the back.
+    """
+    x = world[:, 11] - world[:, 12]
+    down = world[:, [23, 24]].mean(axis=1) - world[:, [11, 12]].mean(axis=1)
+    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
+    z = np.cross(x, down)
+    z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+    return np.stack([x, np.cross(z, x), z], axis=-1)
+
+
+@dataclass
+class HeadEstimate:
+    """
+    Heads of a clip, one person: as in `HeadTrack`, and the face's tight boxes.
+
+    Args:
+        rotation (`(F, 3, 3)`), center (`(F, 2)`), radius (`(F,)`), confidence (`(F,)`): as in `HeadTrack`.
+        box (`(F, 4)`): tight face boxes.
+        face_confidence (`(F,)`): that of the face itself.
+    """
+
+    rotation: np.ndarray
+    center: np.ndarray
+    radius: np.ndarray
+    confidence: np.ndarray
+    box: np.ndarray
+    face_confidence: np.ndarray
+
+
+def estimate_heads(
+    looks: list[FaceLook | None],
+    keypoints: np.ndarray,
+    world: np.ndarray,
+    visibility: np.ndarray,
+    body_seen: np.ndarray,
+    focal_length: float,
+    width: int,
+    height: int,
+) -> HeadEstimate:
+    """
+    One head per frame: from the face where it was found, else carried on from the pose.
+
+    Without a face the rotation is that of the pose's ears, eyes, nose and mouth, drawn towards the shoulders' where those
+    are hardly seen; its steady difference to the face's rotation is learned from the frames that have both, and so are
+    the ball's place and size. Confidence: 1 for a face, less near the profile; at most 0.7 from the pose, 0 with neither.
+
+    Args:
+        looks (`list` of length F): the face found in each frame, or None.
+        keypoints (`(F, 33, 2)`), world (`(F, 33, 3)`), visibility (`(F, 33)`): the pose, in pixels and metres.
+        body_seen (`(F,)` bool): frames that have a pose.
+        focal_length (`float`), width, height (`int`): the camera.
+    """
+    num_frames = len(looks)
+    found = np.array([look is not None for look in looks])
+    template = _POSE_FACE_IN_HEAD
+
+    by_pose = head_rotation_from_pose(world, visibility)
+    sight = visibility[:, _POSE_FACE].mean(axis=1)
+    trunk = torso_rotation(world)
+    # Under about half visibility the face points are guesses, and the shoulders tell more about where a head can look.
+    to_trunk = Rotation.from_matrix(np.swapaxes(by_pose, 1, 2) @ trunk).as_rotvec()
+    by_pose = by_pose @ Rotation.from_rotvec(to_trunk * np.clip(1 - sight / 0.5, 0, 0.7)[:, None]).as_matrix()
+    face_points = keypoints[:, _POSE_FACE]
+    by_pose = ray_rotation(face_points.mean(axis=1), focal_length, width, height) @ by_pose
+
+    rotation, center, radius = by_pose.copy(), np.zeros((num_frames, 2)), np.ones(num_frames)
+    box, confidence, face_confidence = np.zeros((num_frames, 4)), np.zeros(num_frames), np.zeros(num_frames)
+    for frame in np.flatnonzero(found):
+        look = looks[frame]
+        rotation[frame] = ray_rotation(look.ray_through, focal_length, width, height) @ look.rotation
+        center[frame], radius[frame], box[frame] = look.center, look.radius, look.box
+        # cos(yaw): the mesh is a guess for the hidden half of a profile.
+        frontal = np.clip(look.rotation[2, 2], 0, 1)
+        confidence[frame] = face_confidence[frame] = np.clip(0.6 + 0.8 * (frontal - 0.2), 0.5, 1.0)
+
+    both = found & body_seen
+    if both.any():
+        bias = Rotation.from_matrix(np.swapaxes(by_pose[both], 1, 2) @ rotation[both])
+        # Where the two disagree wildly the pose's face was wrong; it must not teach.
+        trusted = bias.magnitude() < np.radians(45)
+        if trusted.any():
+            by_pose = by_pose @ bias[trusted].mean().as_matrix()
+    turned = np.einsum("fij,nj->fni", by_pose, template)
+    weights = np.ones(turned.shape[:2])
+    scale, offset = weak_perspective(turned, face_points, weights)
+    scale = np.maximum(scale, 1e-3)
+    ratio, shift, box_size, box_shift = 0.11, np.zeros(3), np.array([0.155, 0.155]), np.array([0.0, 0.02, -0.03])
+    if both.any():
+        ratio = float(np.median(radius[both] / scale[both]))
+        away = (center[both] - offset[both]) / scale[both, None]
+        # The ball's place in the head's frame, as far as the picture shows it.
+        shift = np.median(np.einsum("fji,fj->fi", by_pose[both][:, :2], away), axis=0)
+        box_size = np.median((box[both, 2:] - box[both, :2]) / scale[both, None], axis=0)
+        middle = (box[both, :2] + box[both, 2:]) / 2
+        box_shift = np.median(
+            np.einsum("fji,fj->fi", by_pose[both][:, :2], (middle - offset[both]) / scale[both, None]), axis=0
+        )
+    carried = body_seen & ~found
+    rotation[carried] = by_pose[carried]
+    center[carried] = offset[carried] + scale[carried, None] * (by_pose[carried] @ shift)[:, :2]
+    radius[carried] = scale[carried] * ratio
+    middle = offset[carried] + scale[carried, None] * (by_pose[carried] @ box_shift)[:, :2]
+    half = scale[carried, None] * box_size / 2
+    box[carried] = np.concatenate([middle - half, middle + half], axis=1)
+    # The ears and the trunk still place a head that looks away, so a well seen body is enough for 0.5 and more.
+    steady = visibility[:, [0, 7, 8, 11, 12]].mean(axis=1)
+    confidence[carried] = np.clip(0.7 * steady[carried], 0, 0.7)
+    inside = ((center > 0) & (center < [width, height])).all(axis=1)
+    confidence[carried & ~inside] *= 0.5
+    return HeadEstimate(rotation, center, radius, confidence, box, face_confidence)

@@ -1,0 +1,216 @@
+"""MediaPipe's landmarkers for one capture: created quietly, fed with crops, read in pixels of the frame."""
+
+import os
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .download import FACE_MODEL, HAND_MODEL, POSE_MODEL
+from .head_pose import FaceLook, read_face
+from .tracking import Person, colour_histogram
+
+
+MAX_PEOPLE = 4
+# Crops are scaled to this many pixels: the landmarkers' own inputs are 192 to 256, from the part that holds face or hand.
+_CROP_PIXELS = 384
+_stderr_lock = threading.Lock()
+
+
+@contextmanager
+def _native_logs_off() -> Iterator[None]:
+    """MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here."""
+    with _stderr_lock:
+        sys.stderr.flush()
+        kept = os.dup(2)
+        silent = os.open(os.devnull, os.O_WRONLY)
+        try:
+            os.dup2(silent, 2)
+            yield
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+            os.close(silent)
+
+
+def _crop(frame: np.ndarray, middle: np.ndarray, side: float) -> tuple[np.ndarray, float, float, float]:
+    """A square of `frame` around `middle`, black where it leaves the picture, scaled; with its corner and side in pixels."""
+    height, width = frame.shape[:2]
+    side = max(int(round(side)), 8)
+    x0, y0 = int(round(middle[0] - side / 2)), int(round(middle[1] - side / 2))
+    left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
+    square = np.zeros((side, side, 3), dtype=np.uint8)
+    if right > left and bottom > top:
+        square[top - y0 : bottom - y0, left - x0 : right - x0] = frame[top:bottom, left:right]
+    picture = Image.fromarray(square).resize((_CROP_PIXELS, _CROP_PIXELS), Image.Resampling.BILINEAR)
+    return np.asarray(picture), float(x0), float(y0), float(side)
+
+
+def _points(landmarks, dimensions: str) -> np.ndarray:
+    return np.array([[getattr(landmark, name) for name in dimensions] for landmark in landmarks])
+
+
+class Landmarkers:
+    """
+    The pose, face and hand landmarkers; a context manager that closes them.
+
+    `find_people` follows people from frame to frame inside MediaPipe; the others look at single crops. MediaPipe's own
+    smoothing, which lags, is off in all of them.
+
+    Args:
+        folder (`Path`): holds the three bundles.
+        video (`bool`): whether `find_people` gets the frames of a video in order.
+        fps (`float`): their rate.
+    """
+
+    def __init__(self, folder: Path, video: bool, fps: float):
+        from mediapipe import Image as MediaPipeImage
+        from mediapipe import ImageFormat
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        self._fps = fps
+        self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
+        self._video = video
+        self._face_found = False
+        self._stack = ExitStack()
+
+        def options(name: str) -> BaseOptions:
+            return BaseOptions(model_asset_path=str(folder / name))
+
+        mode = vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE
+        with _native_logs_off():
+            self._people = self._stack.enter_context(
+                vision.PoseLandmarker.create_from_options(
+                    # More than one pose: MediaPipe then leaves its smoothing filter out.
+                    vision.PoseLandmarkerOptions(options(POSE_MODEL), running_mode=mode, num_poses=MAX_PEOPLE)
+                )
+            )
+            self._person = self._stack.enter_context(
+                vision.PoseLandmarker.create_from_options(vision.PoseLandmarkerOptions(options(POSE_MODEL)))
+            )
+            self._face = self._stack.enter_context(
+                vision.FaceLandmarker.create_from_options(
+                    vision.FaceLandmarkerOptions(
+                        options(FACE_MODEL),
+                        output_face_blendshapes=True,
+                        output_facial_transformation_matrixes=True,
+                    )
+                )
+            )
+            self._hands = self._stack.enter_context(
+                vision.HandLandmarker.create_from_options(
+                    vision.HandLandmarkerOptions(options(HAND_MODEL), num_hands=2)
+                )
+            )
+
+    def __enter__(self) -> "Landmarkers":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._stack.close()
+
+    def find_people(self, frame: np.ndarray, index: int) -> list[Person]:
+        """Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out."""
+        image = self._to_image(frame)
+        if self._video:
+            result = self._people.detect_for_video(image, round(index * 1000 / self._fps))
+        else:
+            result = self._people.detect(image)
+        size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
+        people = [
+            _person(landmarks, world, size, np.zeros(2))
+            for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
+        ]
+        people = [person for person in people if _is_upright_on_neck(person)]
+        for person in people:
+            person.appearance = colour_histogram(frame, person)
+        return people
+
+    def find_person(self, frame: np.ndarray, middle: np.ndarray, side: float) -> Person | None:
+        """The person in a square around `middle`, all in pixels of the frame."""
+        crop, x0, y0, side = _crop(frame, middle, side)
+        result = self._person.detect(self._to_image(crop))
+        if not result.pose_landmarks:
+            return None
+        person = _person(
+            result.pose_landmarks[0], result.pose_world_landmarks[0], np.array([side, side]), np.array([x0, y0])
+        )
+        return person if _is_upright_on_neck(person) else None
+
+    def find_face(
+        self, frame: np.ndarray, guesses: list[tuple[np.ndarray, float]], crop_scale: float
+    ) -> FaceLook | None:
+        """The face at the first of `guesses` (middle and side in pixels) that has one, seen at its proper size."""
+        for middle, side in guesses:
+            look = self._look_at_face(frame, middle, crop_scale * side)
+            if look is None:
+                continue
+            if not 0.6 < look.side / side < 1.7:
+                # Found in a crop that did not fit: once more, so that landmarks are as exact as in other frames.
+                look = self._look_at_face(frame, look.middle, crop_scale * look.side) or look
+            return look
+        return None
+
+    def _look_at_face(self, frame: np.ndarray, middle: np.ndarray, side: float) -> FaceLook | None:
+        crop, x0, y0, side = _crop(frame, middle, side)
+        image = self._to_image(crop)
+        if self._face_found:
+            result = self._face.detect(image)
+        else:
+            with _native_logs_off():
+                result = self._face.detect(image)
+        if not result.face_landmarks:
+            return None
+        self._face_found = True
+        # The first of MediaPipe's 52 is "_neutral"; ARKit's last, "tongueOut", it does not give.
+        blendshapes = np.array([each.score for each in result.face_blendshapes[0]][1:] + [0.0])
+        return read_face(
+            _points(result.face_landmarks[0], "xy"),
+            result.facial_transformation_matrixes[0],
+            blendshapes,
+            x0,
+            y0,
+            side,
+        )
+
+    def find_hands(
+        self, frame: np.ndarray, middle: np.ndarray, side: float
+    ) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
+        """
+        Hands in a square around `middle`: keypoints (21, 2) in pixels, world points (21, 3) in metres, whether it is a left
+        hand, and how sure that is.
+        """
+        crop, x0, y0, side = _crop(frame, middle, side)
+        result = self._hands.detect(self._to_image(crop))
+        return [
+            (
+                _points(landmarks, "xy") * side + np.array([x0, y0]),
+                _points(world, "xyz"),
+                handedness[0].category_name == "Left",
+                float(handedness[0].score),
+            )
+            for landmarks, world, handedness in zip(
+                result.hand_landmarks, result.hand_world_landmarks, result.handedness
+            )
+        ]
+
+
+def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
+    return Person(
+        keypoints=_points(landmarks, "xy") * size + corner,
+        world=_points(world, "xyz"),
+        visibility=np.clip([landmark.visibility for landmark in landmarks], 0, 1).astype(np.float64),
+    )
+
+
+def _is_upright_on_neck(person: Person) -> bool:
+    """A small person is sometimes taken upside down, the shoulders on the hat. Mouths are nearer to necks than eyes are."""
+    world = person.world
+    neck = world[[11, 12]].mean(axis=0)
+    eyes = np.linalg.norm(world[[2, 5]].mean(axis=0) - neck)
+    mouth = np.linalg.norm(world[[9, 10]].mean(axis=0) - neck)
+    return bool(mouth < eyes)

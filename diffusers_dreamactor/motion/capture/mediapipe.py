@@ -1,0 +1,345 @@
+"""`MediaPipeCapture`: the motion of a person in a video or a picture, on the CPU, with MediaPipe's landmarkers."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from diffusers.utils import logging
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+from PIL import Image
+from tqdm.auto import tqdm
+
+from ...media import VideoReader
+from ..sequence import MotionSequence
+from .body_pose import PoseObservations, hand_is_plausible
+from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
+from .head_pose import FaceLook, head_guess
+from .landmarkers import Landmarkers
+from .selection import describe_people, select_person
+from .to_motion import to_motion
+from .tracking import CutDetector, Person, PersonTracker, drop_duplicates
+
+
+logger = logging.get_logger(__name__)
+
+# The face landmarker sees a square crop this many times as wide as the face, at this many pixels.
+_FACE_CROP = 3.0
+# A face further than this from the pose's face, in sides of the face, and one of the two is wrong.
+_POSE_FACE_ERROR = 0.35
+# How long after (or before) it was seen a person is looked for where it was.
+_SEARCH_SECONDS = 1.0
+
+
+@dataclass
+class _Survey:
+    """What the first look at a video found: everybody's poses, and the shots."""
+
+    tracker: PersonTracker
+    num_frames: int = 0
+    cuts: list[int] = field(default_factory=list)
+
+    @property
+    def shots(self) -> list[slice]:
+        edges = [0, *self.cuts, self.num_frames]
+        return [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:])]
+
+
+class MediaPipeCapture:
+    """
+    Captures body, hands, head and face of one person with MediaPipe's pose, hand and face landmarkers (extra `capture`).
+
+    The video is read twice. First every person's pose is found and followed, and one person is chosen. Then that person is
+    looked at closely: the face landmarker and the hand landmarker run on crops that the pose gives, so that small
+    faces and hands are found, and a pose that does not fit the face is done again on a crop around the person. Gaps
+    and outliers are repaired, everything is smoothed without delay, and the joints are placed in one camera frame in metres.
+    Memory holds a few frames, whatever the video's length.
+
+    Args:
+        folder (`str` or `os.PathLike`): holds `pose_landmarker_full.task`, `hand_landmarker.task` and
+            `face_landmarker.task`.
+
+    Raises:
+        OSError: files are missing or are not these bundles.
+        ImportError: `mediapipe` is not installed.
+    """
+
+    def __init__(self, folder: str | os.PathLike):
+        try:
+            import mediapipe  # noqa: F401
+        except ImportError as error:
+            raise ImportError(
+                "`MediaPipeCapture` needs MediaPipe: install it with `pip install 'diffusers-dreamactor[capture]'`."
+            ) from error
+        self.folder = Path(folder)
+        missing = [name for name in CAPTURE_MODELS if not (self.folder / name).is_file()]
+        if missing:
+            raise OSError(
+                f"Capture needs {', '.join(CAPTURE_MODELS)}, but {self.folder} lacks {', '.join(missing)}. Fetch them "
+                f"with `dreamactor capture --download`, or set {CAPTURE_MODELS_VARIABLE} to a folder that has them."
+            )
+        for name in CAPTURE_MODELS:
+            check_capture_model(self.folder / name)
+
+    @classmethod
+    def from_pretrained(cls, folder_or_hub_id: str | os.PathLike | None = None) -> "MediaPipeCapture":
+        """
+        Loads the three bundles from a folder or a Hub repository; by default from the folder that
+        `DREAMACTOR_CAPTURE_MODELS` names, else from where `dreamactor capture --download` puts them.
+
+        Raises:
+            OSError: files are missing, are not these bundles, or the repository cannot be read.
+            ImportError: `mediapipe` is not installed.
+        """
+        if folder_or_hub_id is None:
+            return cls(default_capture_folder())
+        if Path(folder_or_hub_id).is_dir() or len(Path(folder_or_hub_id).parts) != 2:
+            return cls(folder_or_hub_id)
+        try:
+            return cls(snapshot_download(str(folder_or_hub_id), allow_patterns=list(CAPTURE_MODELS)))
+        except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError) as error:
+            raise OSError(
+                f"{str(folder_or_hub_id)!r} is neither a folder nor a Hub repository that can be read, where "
+                f"{', '.join(CAPTURE_MODELS)} were looked for. Fetch them with `dreamactor capture --download`, or set "
+                f"{CAPTURE_MODELS_VARIABLE} to a folder that has them."
+            ) from error
+
+    def save_pretrained(self, save_directory: str | os.PathLike) -> None:
+        """Copies the three bundles to a folder that `from_pretrained` reads."""
+        save_directory = Path(save_directory)
+        save_directory.mkdir(parents=True, exist_ok=True)
+        for name in CAPTURE_MODELS:
+            if not (save_directory / name).is_file():
+                shutil.copyfile(self.folder / name, save_directory / name)
+
+    def capture(
+        self,
+        video,
+        fps: float | None = None,
+        person: int | tuple | None = None,
+        progress: bool = True,
+        face_size: int | None = None,
+        smooth: bool = True,
+    ) -> MotionSequence:
+        """
+        The motion of one person.
+
+        Args:
+            video: whatever `VideoReader` takes, or one PIL image (a reference), which gives one frame.
+            fps (`float`, *optional*): resample to this rate (default: the video's own).
+            person (*optional*): whom, if there are several: an index by size, `(x, y)` pixels in the first frame that has
+                people, or a box `(x0, y0, x1, y1)`. Default: the largest over the video.
+            progress (`bool`): show progress bars.
+            face_size (`int`, *optional*): also cut face crops of this many pixels (these are kept in memory).
+            smooth (`bool`): remove jitter.
+
+        Returns:
+            A `MotionSequence` with body, head and face; `body` is None where only a face can be seen. `people` holds the
+            person's number, -1 in frames without the person; there, confidence fades to 0.
+
+        Raises:
+            ValueError: there is nobody in the video, or not the person asked for; bad arguments.
+        """
+        if face_size is not None and face_size < 1:
+            raise ValueError(f"`face_size` must be a positive number of pixels or None, but is {face_size}.")
+        is_image = isinstance(video, Image.Image)
+        reader = VideoReader([video.convert("RGB")] if is_image else video, fps=fps)
+        what = "picture" if is_image else "video"
+        with Landmarkers(self.folder, video=len(reader) > 1, fps=reader.fps) as landmarkers:
+            survey = self._survey(reader, landmarkers, progress)
+            chosen = select_person(survey.tracker.tracks, survey.shots, person, reader.width, reader.height)
+            describe_people(survey.tracker, chosen, survey.shots, person, reader.fps)
+            looks, observed = self._look_closer(reader, landmarkers, survey, chosen, progress)
+        if not observed.seen.any() and all(look is None for look in looks):
+            raise ValueError(
+                f"`{'image' if is_image else 'video'}` shows no person: neither a body nor a face was found in "
+                f"{'the picture' if is_image else f'any of its {survey.num_frames} frames'}."
+            )
+        people = np.array([-1 if each is None else each[0] for each in chosen], dtype=np.int64)
+        motion = to_motion(looks, observed, people, survey.shots, reader, what, smooth)
+        if face_size is not None:
+            motion.face.crops = self._cut_faces(reader, motion.face.boxes, face_size, progress)
+        motion.validate()
+        return motion
+
+    def _survey(self, reader: VideoReader, landmarkers: Landmarkers, progress: bool) -> _Survey:
+        """First look: everybody's pose in every frame, followed from frame to frame."""
+        survey = _Survey(PersonTracker(reader.fps))
+        cuts = CutDetector()
+        bar = tqdm(total=len(reader), desc="Finding people", unit="frame", disable=not progress)
+        with ThreadPoolExecutor(1) as executor, bar:
+            # One frame ahead: the next one is decoded while this one's people are found.
+            frames = iter(reader)
+            ahead = next(frames, None)
+            while ahead is not None:
+                frame, index = ahead, survey.num_frames
+                found = executor.submit(landmarkers.find_people, frame, index)
+                ahead = next(frames, None)
+                cut = cuts.update(frame)
+                if cut:
+                    survey.cuts.append(index)
+                survey.tracker.update(index, drop_duplicates(found.result()), cut)
+                survey.num_frames += 1
+                bar.update()
+        return survey
+
+    def _look_closer(
+        self,
+        reader: VideoReader,
+        landmarkers: Landmarkers,
+        survey: _Survey,
+        chosen: list[tuple[int, Person] | None],
+        progress: bool,
+    ) -> tuple[list[FaceLook | None], PoseObservations]:
+        """Second look: the face and the hands of the chosen person, and its pose again where it does not fit the face."""
+        observed = PoseObservations.empty(survey.num_frames)
+        looks: list[FaceLook | None] = [None] * survey.num_frames
+        expected = _expected_heads(chosen, survey.shots, reader.fps)
+        nobody = not survey.tracker.tracks
+        last_look, last_frame = None, -1
+        starts = {shot.start for shot in survey.shots}
+        pending = []
+        bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=not progress)
+        with ThreadPoolExecutor(1) as executor, bar:
+            for index, frame in enumerate(reader):
+                if index in starts or index - last_frame > _SEARCH_SECONDS * reader.fps:
+                    last_look = None
+                person = None if chosen[index] is None else chosen[index][1]
+                guesses = list(_face_guesses(frame, person, last_look, expected[index], nobody))
+                look = landmarkers.find_face(frame, guesses, _FACE_CROP)
+                look, person = _agree(landmarkers, frame, look, person, last_look)
+                if look is not None:
+                    looks[index], last_look, last_frame = look, look, index
+                if person is not None:
+                    observed.keypoints[index] = person.keypoints
+                    observed.world[index] = person.world
+                    observed.visibility[index] = np.maximum(person.visibility, 1e-3)
+                    # Hands of this frame are found while the next frame's face is.
+                    pending.append(executor.submit(_find_hands, landmarkers, frame, person, index, observed))
+                while len(pending) > 3:
+                    pending.pop(0).result()
+                bar.update()
+            for hands in pending:
+                hands.result()
+        return looks, observed
+
+    def _cut_faces(self, reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> np.ndarray:
+        crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
+        for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=not progress)):
+            x0, y0, x1, _ = boxes[index]
+            scale = (x1 - x0) / size
+            # Supersampled by averaging where the face is larger than the crop, so that it does not alias.
+            factor = max(1, int(np.ceil(scale)))
+            picture = Image.fromarray(frame).transform(
+                (size * factor, size * factor),
+                Image.Transform.AFFINE,
+                (scale / factor, 0, x0, 0, scale / factor, y0),
+                Image.Resampling.BICUBIC if factor == 1 else Image.Resampling.BILINEAR,
+            )
+            crops[index] = np.asarray(picture.reduce(factor) if factor > 1 else picture)
+        return crops
+
+
+def _expected_heads(
+    chosen: list[tuple[int, Person] | None], shots: list[slice], fps: float
+) -> list[tuple[np.ndarray, float] | None]:
+    """
+    Where the face should be in each frame, by the poses around it in the same shot: middle and side, or None where the
+    person is not seen within a second.
+    """
+    expected: list[tuple[np.ndarray, float] | None] = [None] * len(chosen)
+    for shot in shots:
+        frames = np.arange(shot.start, shot.stop)
+        known = np.array([frame for frame in frames if chosen[frame] is not None])
+        if len(known) == 0:
+            continue
+        guesses = [head_guess(chosen[frame][1].keypoints) for frame in known]
+        x, y, side = (
+            np.interp(frames, known, values)
+            for values in (*np.stack([middle for middle, _ in guesses]).T, [side for _, side in guesses])
+        )
+        reach = (
+            np.abs(frames[:, None] - known[None]).min(axis=1) if len(known) < len(frames) else np.zeros(len(frames))
+        )
+        for offset, frame in enumerate(frames):
+            if reach[offset] <= _SEARCH_SECONDS * fps:
+                expected[frame] = (np.array([x[offset], y[offset]]), float(side[offset]))
+    return expected
+
+
+def _face_guesses(
+    frame: np.ndarray,
+    person: Person | None,
+    last_look: FaceLook | None,
+    expected: tuple[np.ndarray, float] | None,
+    nobody: bool,
+) -> Iterator[tuple[np.ndarray, float]]:
+    """Middles and sides of the face to try, the most likely first."""
+    if last_look is not None:
+        yield last_look.middle, last_look.side
+    if person is not None:
+        middle, side = head_guess(person.keypoints)
+        yield middle, side
+        yield middle, 1.8 * side
+    elif expected is not None:
+        middle, side = expected
+        yield middle, side
+        yield middle, 1.8 * side
+    if nobody:
+        height, width = frame.shape[:2]
+        yield np.array([width / 2, height / 2]), max(width, height) / _FACE_CROP
+
+
+def _agree(
+    landmarkers: Landmarkers,
+    frame: np.ndarray,
+    look: FaceLook | None,
+    person: Person | None,
+    last_look: FaceLook | None,
+) -> tuple[FaceLook | None, Person | None]:
+    """
+    Face and pose of one frame made to fit: where they do not, or there is no pose, the pose is done again on a crop
+    around the person that the face belongs to; if that does not help, the one that fits the last frame is kept.
+    """
+    if look is None or (person is not None and look.pose_error(person.keypoints) < _POSE_FACE_ERROR):
+        return look, person
+    best = None
+    for reach, below in ((6.5, 1.5), (4.5, 0.9), (9.0, 2.2)):
+        again = landmarkers.find_person(frame, look.middle + np.array([0, below * look.side]), reach * look.side)
+        if again is not None and (best is None or look.pose_error(again.keypoints) < look.pose_error(best.keypoints)):
+            best = again
+        if best is not None and look.pose_error(best.keypoints) < _POSE_FACE_ERROR:
+            return look, best
+    steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
+    if person is None or steady:
+        return look, None
+    return None, person
+
+
+def _find_hands(
+    landmarkers: Landmarkers, frame: np.ndarray, person: Person, index: int, observed: PoseObservations
+) -> None:
+    """The left and the right hand of a frame, where the pose sees a wrist, into `observed`."""
+    height, width = frame.shape[:2]
+    keypoints, visibility = person.keypoints, person.visibility
+    for side in range(2):
+        wrist, elbow = keypoints[15 + side], keypoints[13 + side]
+        if visibility[15 + side] < 0.5 or (wrist < 0).any() or (wrist > [width, height]).any():
+            continue
+        reach = max(np.linalg.norm(wrist - elbow), 0.6 * np.linalg.norm(keypoints[11] - keypoints[12]), 8.0)
+        middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
+        best_distance = np.inf
+        for hand, world, is_left, score in landmarkers.find_hands(frame, middle, 2.0 * reach):
+            plausible, distance = hand_is_plausible(hand, keypoints, visibility, side)
+            # A hand that looks like the other one has to be right at the wrist.
+            if is_left != (side == 0):
+                score, plausible = 0.6 * score, plausible and distance < 0.25
+            if plausible and distance < best_distance:
+                best_distance = distance
+                observed.hand_keypoints[index, side] = hand
+                observed.hand_world[index, side] = world
+                observed.hand_score[index, side] = np.clip(score * (1 - 0.5 * distance), 0, 1)
