@@ -1,0 +1,158 @@
+"""Where a retargeted person stands: the path of the root through the reference's picture, and feet that do not slide."""
+
+import numpy as np
+from scipy.linalg import solveh_banded
+from scipy.ndimage import binary_closing, gaussian_filter1d, uniform_filter1d
+
+from .camera import back_project
+from .sequence import MotionSequence, project
+from .skeleton import JOINT_INDEX
+
+
+# No part of the picture shows what is nearer than this share of the reference's distance.
+NEAREST_SHARE = 0.15
+# Contact of a foot with the ground, in units of the driver's torso length: the greatest speed (a second) and height.
+CONTACT_SPEED = 0.8
+CONTACT_HEIGHT = 0.25
+# Below this speed a foot in contact is taken to stand still and the rest to be noise; faster, it slides or pivots on
+# purpose.
+STILL_SPEED = 0.15
+# Weights of the foot correction's least-squares problem, relative to 1 for a foot in contact: a pull towards the
+# uncorrected path (it reaches 1 / sqrt(PULL) = 1000 frames) and against acceleration.
+PULL = 1e-6
+SMOOTHNESS = 3e-2
+
+CONTACT_JOINTS = [JOINT_INDEX[name] for name in ("right_ankle", "left_ankle", "right_toe", "left_toe")]
+ANKLES = CONTACT_JOINTS[:2]
+
+
+def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
+    """
+    How much each joint counts as seen, `(F, ...)` in [0, 1], from its confidence: 1 from a confidence of 0.5 on, gaps of up
+    to half a second closed (captures interpolate them), and faded over 0.3 seconds where a joint comes or goes.
+    """
+    seen = confidence >= 0.5
+    if seen.all() or not seen.any():
+        return seen.astype(np.float64)
+    gap = int(round(0.5 * fps)) + 1
+    structure = np.ones((gap,) + (1,) * (seen.ndim - 1), dtype=bool)
+    padding = [(gap, gap)] + [(0, 0)] * (seen.ndim - 1)
+    closed = binary_closing(np.pad(seen, padding), structure)[gap:-gap] | seen
+    fade = 2 * int(round(0.15 * fps)) + 1
+    return np.clip(uniform_filter1d(closed.astype(np.float64), fade, axis=0, mode="nearest"), 0.0, 1.0)
+
+
+def picture_path(
+    anchor: np.ndarray, target: np.ndarray, first: int, ratio: float, motion: MotionSequence, reference: MotionSequence
+) -> np.ndarray:
+    """
+    The driver's picture cut, scaled and moved so that in frame `first` its anchor lies on the reference's, with the
+    person in the same size.
+
+    Sideways the anchor then moves by as many body sizes as it does in the driver's picture. In depth it moves by as many
+    body sizes too, unless the reference is framed closer than the driver: there that could end behind the camera, and
+    it comes nearer by the same factor instead.
+
+    Args:
+        anchor (`(F, 3)`): the driver's anchor (neck or head), metres in the frame of `motion`'s camera.
+        target (`(3,)`): the reference's, in the frame of `reference`'s camera.
+        ratio (`float`): size of the reference's body relative to the driver's.
+
+    Returns:
+        `(F, 3)` metres in the frame of `reference`'s camera.
+    """
+    start = anchor[first, 2]
+    gain = min(1.0, target[2] / (ratio * start))
+    depth = target[2] + gain * ratio * (anchor[:, 2] - start)
+    depth = np.maximum(depth, NEAREST_SHARE * target[2])
+    zoom = (reference.focal_length * ratio / target[2]) / (motion.focal_length / start)
+    pixels = project(anchor, motion.focal_length, motion.width, motion.height)
+    middle = project(target, reference.focal_length, reference.width, reference.height)
+    pixels = middle + zoom * (pixels - pixels[first])
+    return back_project(pixels, depth, reference.focal_length, reference.width, reference.height)
+
+
+def world_path(anchor: np.ndarray, target: np.ndarray, first: int, ratio: float) -> np.ndarray:
+    """The driver's path in space from frame `first` on, scaled by `ratio`, starting at `target`; arguments as above."""
+    return target + ratio * (anchor - anchor[first])
+
+
+def kept_path(anchor: np.ndarray, ratio: float, motion: MotionSequence, reference: MotionSequence) -> np.ndarray:
+    """The driver's place and size in the picture; `motion` has the reference's picture size (see `resize_motion`)."""
+    depth = ratio * anchor[:, 2] * reference.focal_length / motion.focal_length
+    pixels = project(anchor, motion.focal_length, motion.width, motion.height)
+    return back_project(pixels, depth, reference.focal_length, reference.width, reference.height)
+
+
+def foot_contact(joints: np.ndarray, weights: np.ndarray, scale: float, fps: float) -> tuple[np.ndarray, np.ndarray]:
+    """
+    How surely each of the `CONTACT_JOINTS` stands on the ground, and how far it slides there.
+
+    A foot stands while it is slow and low. "Low" is measured along the person's mean direction from the head to the feet,
+    so that a camera that looks down does no harm, against the lowest point of either foot within a second.
+
+    Args:
+        joints (`(F, 62, 3)`): the driver's, metres.
+        weights (`(F, 62)`): how much each joint is seen, in [0, 1].
+        scale (`float`): the driver's torso length in metres.
+
+    Returns:
+        Contact `(F, 4)` in [0, 1], and the slide from each frame to the next `(F - 1, 4, 3)` in metres.
+    """
+    feet = joints[:, CONTACT_JOINTS]
+    smoothed = gaussian_filter1d(feet, max(0.5, 0.03 * fps), axis=0, mode="nearest")
+    velocity = np.gradient(smoothed, axis=0) * fps if len(feet) > 1 else np.zeros_like(feet)
+    speed = np.linalg.norm(velocity, axis=-1) / scale
+    down = (joints[:, ANKLES].mean(axis=1) - joints[:, JOINT_INDEX["neck"]]).mean(axis=0)
+    down /= max(np.linalg.norm(down), 1e-9)
+    depth = feet @ down
+    # Ankles are higher than toes even on the ground: each kind has its own ground.
+    window = 2 * int(round(0.5 * fps)) + 1
+    ground = np.stack([depth[:, :2].max(axis=1), depth[:, 2:].max(axis=1)], axis=1)
+    padded = np.pad(ground, [(window // 2, window // 2), (0, 0)], mode="edge")
+    ground = np.lib.stride_tricks.sliding_window_view(padded, window, axis=0).max(axis=-1)
+    height = (ground[:, [0, 0, 1, 1]] - depth) / scale
+    slow = np.clip(1.5 - speed / CONTACT_SPEED, 0.0, 1.0)
+    low = np.clip(1.5 - height / CONTACT_HEIGHT, 0.0, 1.0)
+    moving = np.clip(speed / STILL_SPEED - 1.0, 0.0, 1.0)
+    slide = np.minimum(moving[1:], moving[:-1])[..., None] * np.diff(feet, axis=0)
+    return slow * low * weights[:, CONTACT_JOINTS], slide
+
+
+def foot_correction(feet: np.ndarray, contact: np.ndarray, slide: np.ndarray) -> np.ndarray:
+    """
+    A smooth movement of the whole person that keeps standing feet in place.
+
+    The correction C minimises, summed over frames, `contact * |C[t+1] - C[t] + feet[t+1] - feet[t] - slide[t]|^2` for
+    every contact point, plus `PULL |C|^2` and `SMOOTHNESS` times its squared second difference (a banded linear system).
+
+    Args:
+        feet (`(F, 4, 3)`): the retargeted contact joints.
+        contact (`(F, 4)`), slide (`(F - 1, 4, 3)`): from `foot_contact`, the slide scaled to the reference.
+
+    Returns:
+        `(F, 3)`, zero in the first frame; to be added to every joint.
+    """
+    num_frames = len(feet)
+    if num_frames < 3:
+        return np.zeros((num_frames, 3))
+    hold = np.minimum(contact[1:], contact[:-1]) ** 2
+    weight = hold.sum(axis=1)
+    excess = (hold[..., None] * (np.diff(feet, axis=0) - slide)).sum(axis=1)
+
+    # Lower bands of the symmetric matrix: row k holds the entries (i + k, i).
+    bands = np.zeros((3, num_frames))
+    bands[0] = PULL
+    bands[0, :-1] += weight
+    bands[0, 1:] += weight
+    bands[1, :-1] -= weight
+    for offset, factor in enumerate((1.0, -2.0, 1.0)):
+        bands[0, offset : num_frames - 2 + offset] += SMOOTHNESS * factor**2
+    bands[1, : num_frames - 2] += -2.0 * SMOOTHNESS
+    bands[1, 1 : num_frames - 1] += -2.0 * SMOOTHNESS
+    bands[2, : num_frames - 2] += SMOOTHNESS
+    right = np.zeros((num_frames, 3))
+    right[:-1] += excess
+    right[1:] -= excess
+    correction = solveh_banded(bands, right, lower=True)
+    return correction - correction[0]
