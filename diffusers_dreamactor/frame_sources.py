@@ -20,9 +20,7 @@ logger = logging.get_logger(__name__)
 _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
 
 # Conversion between RGB and YUV without the default's bias of about one level.
-EXACT_CONVERSION = (
-    Interpolation.BICUBIC | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT | Interpolation.FULL_CHR_H_INP
-)
+EXACT_CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 
 def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) -> np.ndarray | None:
