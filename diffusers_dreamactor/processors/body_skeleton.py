@@ -4,7 +4,6 @@ import colorsys
 
 import numpy as np
 from diffusers.configuration_utils import register_to_config
-from PIL import Image, ImageDraw
 
 from ..motion.sequence import MotionSequence
 from ..motion.skeleton import BODY, BODY_JOINT_NAMES, JOINT_INDEX, LEFT_HAND, RIGHT_HAND
@@ -27,7 +26,7 @@ WAN_COLORS = (
     (255, 0, 255), (255, 0, 170), (255, 0, 85), (200, 200, 0), (100, 100, 0),
 )  # fmt: skip
 WAN_HAND_COLORS = tuple(
-    tuple(int(255 * channel) for channel in colorsys.hsv_to_rgb(edge / 20, 1.0, 1.0)) for edge in range(20)
+    tuple(round(255 * channel) for channel in colorsys.hsv_to_rgb(edge / 20, 1.0, 1.0)) for edge in range(20)
 )
 WAN_HAND_JOINT_COLOR = (0, 0, 255)
 
@@ -125,6 +124,8 @@ class BodySkeletonProcessor(ProcessorMixin):
         joints = np.asarray(motion.body.joints, dtype=np.float32)
         visible = np.asarray(motion.body.confidence) >= self.config.threshold
         visible &= np.isfinite(keypoints).all(axis=-1)
+        # Far outside, where only a limb's direction matters; keeps the wan style's integer lines short.
+        keypoints = keypoints.clip(-1e5, 1e5)
         if not self.config.draw_hands:
             visible[:, BODY.stop :] = False
         stick_width = self.config.stick_width or default_stick_width(self.config.style, height, width)
@@ -167,14 +168,11 @@ class BodySkeletonProcessor(ProcessorMixin):
         self, keypoints: np.ndarray, visible: np.ndarray, height: int, width: int, stick_width: float
     ) -> np.ndarray:
         stick_width = int(stick_width)
-        image = Image.new("RGB", (width, height))
-        draw = ImageDraw.Draw(image)
+        picture = np.zeros((height, width, 3), dtype=np.uint8)
         for (first, second), color in zip(WAN_LIMBS, WAN_COLORS):
             if visible[first] and visible[second]:
                 polygon = _ellipse_polygon(keypoints[first], keypoints[second], stick_width)
-                color = tuple(int(0.6 * channel) for channel in color)
-                draw.polygon([tuple(vertex) for vertex in polygon.tolist()], fill=color, outline=color)
-        picture = np.array(image)
+                _fill_convex(picture, polygon, tuple(int(0.6 * channel) for channel in color))
         for joint in range(len(BODY_JOINT_NAMES)):
             if visible[joint]:
                 _fill_disc(picture, keypoints[joint], stick_width, WAN_COLORS[joint])
@@ -237,24 +235,64 @@ def _fill_disc(picture: np.ndarray, center: np.ndarray, radius: int, color: tupl
     _fill_pixels(picture, int(center[0]) + x[disc], int(center[1]) + y[disc], color)
 
 
+def _line_pixels(start: np.ndarray, end: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The pixels of Bresenham's lines between integer points `(N, 2)`, each from its left end, as OpenCV draws them."""
+    swap = (end[:, 0] < start[:, 0])[:, None]
+    start, end = np.where(swap, end, start), np.where(swap, start, end)
+    run, rise = end[:, 0] - start[:, 0], end[:, 1] - start[:, 1]
+    major, minor = np.maximum(run, abs(rise)), np.minimum(run, abs(rise))
+    line = np.repeat(np.arange(len(start)), major + 1)
+    step = np.arange(len(line)) - (np.cumsum(major + 1) - major - 1)[line]
+    side_step = (2 * minor[line] * step + major[line] - 1) // np.maximum(2 * major[line], 1)
+    flat = (run >= abs(rise))[line]
+    x = start[line, 0] + np.where(flat, step, side_step)
+    y = start[line, 1] + np.sign(rise)[line] * np.where(flat, side_step, step)
+    return x, y
+
+
+def _fill_convex(picture: np.ndarray, polygon: np.ndarray, color: tuple[int, int, int]) -> None:
+    """
+    Fills a convex polygon of integer vertices `(N, 2)`, the first of them repeated at the end, to the pixel as OpenCV does:
+    its outline, and each row between its edges, which are followed downwards in steps of 1 / 65536 and rounded.
+    """
+    x, y = polygon.T
+    if len(polygon) > 1:
+        x, y = _line_pixels(polygon[:-1], polygon[1:])
+        downwards = (polygon[1:, 1] >= polygon[:-1, 1])[:, None]
+        upper = np.where(downwards, polygon[:-1], polygon[1:])
+        run, rows = np.where(downwards, polygon[1:], polygon[:-1]).T - upper.T
+        slope = np.trunc(((run << 17) + rows) / np.maximum(2 * rows, 1)).astype(int)
+        edge = np.repeat(np.arange(len(rows)), rows)
+        step = np.arange(len(edge)) - (np.cumsum(rows) - rows)[edge]
+        x = np.append(x, ((upper[edge, 0] << 16) + step * slope[edge] + (1 << 15)) >> 16)
+        y = np.append(y, upper[edge, 1] + step)
+    top, bottom = max(y.min(), 0), min(y.max() + 1, picture.shape[0])
+    if top >= bottom:
+        return
+    left, right = np.full(bottom - top, picture.shape[1]), np.full(bottom - top, -1)
+    inside = (y >= top) & (y < bottom)
+    np.minimum.at(left, y[inside] - top, x[inside])
+    np.maximum.at(right, y[inside] - top, x[inside])
+    first, last = max(left.min(), 0), min(right.max() + 1, picture.shape[1])
+    if first >= last:
+        return
+    column = np.arange(first, last)
+    picture[top:bottom, first:last][(column >= left[:, None]) & (column <= right[:, None])] = color
+
+
 def _draw_line(
     picture: np.ndarray, start: np.ndarray, end: np.ndarray, line_width: int, color: tuple[int, int, int]
 ) -> None:
-    """A line between pixels: Bresenham's, drawn from the left, for one pixel of width; wider ones with round ends."""
-    start, end = sorted([(int(start[0]), int(start[1])), (int(end[0]), int(end[1]))], key=lambda point: point[0])
-    along_x, along_y = end[0] - start[0], end[1] - start[1]
+    """A line between pixels: Bresenham's for one pixel of width; wider ones with round ends."""
+    start, end = start.astype(int), end.astype(int)
     if line_width == 1:
-        length = max(along_x, abs(along_y))
-        major = np.arange(length + 1)
-        minor = (2 * min(along_x, abs(along_y)) * major + length - 1) // max(2 * length, 1)
-        x, y = (major, minor) if along_x >= abs(along_y) else (minor, major)
-        _fill_pixels(picture, start[0] + x, start[1] + np.sign(along_y) * y, color)
+        _fill_pixels(picture, *_line_pixels(start[None], end[None]), color)
         return
+    along_x, along_y = end - start
     reach = line_width // 2 + 1
-    x, y = np.meshgrid(
-        np.arange(start[0] - reach, end[0] + reach + 1),
-        np.arange(min(start[1], end[1]) - reach, max(start[1], end[1]) + reach + 1),
-    )
+    low, high = np.minimum(start, end) - reach, np.maximum(start, end) + reach + 1
+    low, high = low.clip(0, picture.shape[1::-1]), high.clip(0, picture.shape[1::-1])
+    x, y = np.meshgrid(np.arange(low[0], high[0]), np.arange(low[1], high[1]))
     share = ((x - start[0]) * along_x + (y - start[1]) * along_y) / max(along_x**2 + along_y**2, 1)
     share = share.clip(0, 1)
     line = np.hypot(x - start[0] - share * along_x, y - start[1] - share * along_y) <= line_width / 2 + 0.35
