@@ -53,6 +53,8 @@ class VideoReader:
         fps (`float` or `Fraction`, *optional*):
             For a file or a reader the rate to resample to (default: its own; the average of a variable rate). For frames
             in memory the rate that they have (default 24).
+        num_frames (`int`, *optional*):
+            Read only so many frames from the start, when there are more.
 
     Attributes:
         rate (`Fraction`): frames in a second, exact, e.g. 30000/1001; `fps` is the same as a float.
@@ -65,7 +67,7 @@ class VideoReader:
         ValueError: a file that is no video, has no video stream or no frames; arrays of a wrong shape, type or range.
     """
 
-    def __init__(self, video, fps: float | Fraction | None = None):
+    def __init__(self, video, fps: float | Fraction | None = None, num_frames: int | None = None):
         rate = None if fps is None else _as_rate(fps)
         self._indices = None
         if isinstance(video, VideoReader):
@@ -86,6 +88,8 @@ class VideoReader:
             self.rate = self._native_rate = rate or Fraction(24)
         self.width, self.height = self._source.width, self._source.height
         self.num_frames = self._source.num_frames if self._indices is None else len(self._indices)
+        if num_frames is not None:
+            self.num_frames = min(self.num_frames, num_frames)
         self.path, self.has_audio = self._source.path, self._source.has_audio
 
     def _resampled(self, rate: Fraction) -> np.ndarray | None:

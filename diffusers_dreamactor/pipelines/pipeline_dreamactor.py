@@ -29,6 +29,7 @@ from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+from diffusers_dreamactor.motion.capture.selection import NoPersonError
 from diffusers_dreamactor.motion.retarget import resize_motion, retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.motion.turning import turning_motion
@@ -338,40 +339,46 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 references.append(picture)
                 height, width = picture.height, picture.width
                 continue
-            if i == 0 and reference_motion is not None:
-                find_pose = lambda _: reference_motion  # noqa: E731
-            elif need_motion or not self.config.wan_animate:
-                find_pose = self.find_capture(required=need_motion and i == 0)
-            else:
-                find_pose = None
-            reference = self.motion_processor.reference(picture, capture=find_pose, height=height, width=width)
+            pose = reference_motion if i == 0 else None
+            if pose is None and (need_motion or not self.config.wan_animate):
+                pose = self.find_pose(load_picture(picture), required=need_motion and i == 0)
+            reference = self.motion_processor.reference(picture, pose, height, width)
             height, width = reference.height, reference.width
             references.append(reference)
-        if need_motion and references[0].motion is None:
-            raise ValueError(
-                "No person was found in `image`: pass `retarget=False` to draw the driver's motion as it is, or another picture."
-            )
         return references
 
-    def find_capture(self, required: bool = True):
+    def find_pose(self, picture: PIL.Image.Image, required: bool) -> MotionSequence | None:
         """
-        The pipeline's capture; a `MediaPipeCapture` where the repository brings none.
+        The pose of the person in a picture.
 
         Args:
-            required (`bool`): Whether a missing capture is an error; otherwise it is a warning, and `None` comes back.
+            picture (`PIL.Image.Image`): The picture.
+            required (`bool`): Whether it is an error when there is no person, or no capture; otherwise it is a warning.
 
-        Raises:
-            ImportError, OSError: When MediaPipe or its models are missing.
+        Returns:
+            `MotionSequence` of one frame in the picture's pixels, or `None`.
         """
+        try:
+            return self.find_capture().capture(picture, progress=False)
+        except NoPersonError as error:
+            if required:
+                raise ValueError(
+                    "No person was found in `image`: pass `retarget=False` to draw the driver's motion where it is, or"
+                    " another picture."
+                ) from error
+            logger.warning("No person was found in `image`: the reference goes without its pose, which costs quality.")
+        except (ImportError, OSError) as error:
+            if required:
+                raise
+            logger.warning(f"The reference goes without its pose, which costs quality: {error}")
+        return None
+
+    def find_capture(self):
+        """The pipeline's `capture`; a [`MediaPipeCapture`] where the repository brings none."""
         if self.capture is not None:
             return self.capture
         if self._default_capture is None:
-            try:
-                self._default_capture = MediaPipeCapture.from_pretrained()
-            except (ImportError, OSError) as error:
-                if required:
-                    raise
-                logger.warning(f"The pose in the reference stays unknown, which costs quality: {error}")
+            self._default_capture = MediaPipeCapture.from_pretrained()
         return self._default_capture
 
     # 3. The driver

@@ -82,7 +82,7 @@ class ReferenceProcessor(ProcessorMixin):
     def __call__(
         self,
         image: Image.Image | str | os.PathLike | np.ndarray,
-        capture: Callable[[Image.Image], MotionSequence] | None = None,
+        capture: MotionSequence | Callable[[Image.Image], MotionSequence] | None = None,
         height: int | None = None,
         width: int | None = None,
     ) -> Reference:
@@ -92,8 +92,9 @@ class ReferenceProcessor(ProcessorMixin):
         Args:
             image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`): turned upright by its
                 EXIF orientation; transparent parts become white.
-            capture (callable, or an object with such a method `capture`, *optional*): takes the upright picture, gives a
-                `MotionSequence` of one frame in its pixels. Without it, motion, scale and crops stay unknown.
+            capture (`MotionSequence`, callable, or an object with such a method `capture`, *optional*): the person's pose,
+                one frame in pixels of the upright picture, or what finds it there. Without it, motion, scale and crops
+                stay unknown.
             height, width (`int`, *optional*): the generation size; what is missing follows from the picture's aspect.
 
         Returns:
@@ -105,8 +106,8 @@ class ReferenceProcessor(ProcessorMixin):
         """
         picture = load_picture(image)
         height, width = self.generation_size(picture.height, picture.width, height, width)
-        motion = None
-        if capture is not None:
+        motion = capture
+        if not (capture is None or isinstance(capture, MotionSequence)):
             motion = getattr(capture, "capture", capture)(picture)
         window = _cover_window(picture, motion, height, width, self.config.threshold)
         reference = _cut(picture, motion, window, height, width)

@@ -20,7 +20,7 @@ from .body_pose import PoseObservations, hand_is_plausible
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
 from .head_pose import FaceLook, head_guess
 from .landmarkers import Landmarkers
-from .selection import describe_people, select_person
+from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
 from .tracking import CutDetector, Person, PersonTracker, drop_duplicates
 
@@ -155,7 +155,7 @@ class MediaPipeCapture:
             describe_people(survey.tracker, chosen, survey.shots, person, reader.fps)
             looks, observed = self._look_closer(reader, landmarkers, survey, chosen, progress)
         if not observed.seen.any() and all(look is None for look in looks):
-            raise ValueError(
+            raise NoPersonError(
                 f"`{'image' if is_image else 'video'}` shows no person: neither a body nor a face was found in "
                 f"{'the picture' if is_image else f'any of its {survey.num_frames} frames'}."
             )

@@ -8,6 +8,10 @@ from diffusers.utils import logging
 from .tracking import Person, PersonTracker, Track, overlap
 
 
+class NoPersonError(ValueError):
+    """A video or picture shows nobody."""
+
+
 logger = logging.get_logger(__name__)
 
 
