@@ -61,22 +61,32 @@ class PoseObservations:
 
 
 def hand_is_plausible(
-    hand: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray, side: int
+    hand: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray, side: int, is_left: bool
 ) -> tuple[bool, float]:
     """
-    Whether a hand (21, 2) belongs to the arm on `side` (0 left, 1 right) of the pose (33, 2): its wrist near the arm's, its
-    palm of a size that fits the person. Also returns the distance of the wrists in lengths of the reference, the larger of
-    forearm and half the shoulders' width.
+    Whether a hand (21, 2) that looks like a left one or not belongs to the arm on `side` (0 left, 1 right) of the pose
+    (33, 2): its palm of a size that fits the person, its wrist near the arm's. Sleeves hide wrists, so a hand of the right
+    side may also begin further out along the forearm; one that looks like the other side has to be right at the wrist.
+
+    Also returns the distance of the wrists in units of the larger of forearm and half the shoulders' width.
     """
-    elbow, wrist = keypoints[13 + side], keypoints[15 + side]
+    elbow, wrist, other_wrist = keypoints[13 + side], keypoints[15 + side], keypoints[16 - side]
+    forearm = wrist - elbow
     reference = max(
-        np.linalg.norm(wrist - elbow) if visibility[13 + side] > 0.3 else 0.0,
+        np.linalg.norm(forearm) if visibility[13 + side] > 0.3 else 0.0,
         0.5 * np.linalg.norm(keypoints[11] - keypoints[12]),
         1.0,
     )
     palm = np.linalg.norm(hand[[5, 9, 17]] - hand[0], axis=1).max() / reference
-    distance = float(np.linalg.norm(hand[0] - wrist) / reference)
-    return bool(distance < 0.5 and 0.12 < palm < 1.2), distance
+    away = hand[0] - wrist
+    distance = float(np.linalg.norm(away) / reference)
+    along = float(away @ forearm / max(np.linalg.norm(away) * np.linalg.norm(forearm), 1e-6))
+    if is_left != (side == 0):
+        limit = 0.25
+    else:
+        limit = 0.95 if along > 0.5 else 0.5
+    nearer = visibility[16 - side] < 0.5 or np.linalg.norm(away) <= np.linalg.norm(hand[0] - other_wrist)
+    return bool(distance < limit and nearer and 0.12 < palm < 1.2), distance
 
 
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
@@ -175,7 +185,7 @@ def lift(
     Returns:
         The body track and the focal length in pixels.
     """
-    keypoints, confidence = observed.keypoints, observed.visibility
+    keypoints, confidence = observed.keypoints.copy(), observed.visibility
     weights = np.where(confidence > 0.5, confidence, 0.0) + 1e-3
     focal_length = estimate_focal_length(observed.world, keypoints, weights * observed.seen[:, None], width, height)
     middle = np.einsum("fn,fnd->fd", weights, keypoints) / weights.sum(axis=1, keepdims=True)
@@ -188,6 +198,20 @@ def lift(
             log_depth = smooth(np.log(translation[shot, 2:])[:, None], sureness, fps, strength=2.0)
             translation[shot, 2:] = np.exp(log_depth[:, 0])
     depth = np.maximum(turned[..., 2] + translation[:, 2:], 0.2 * translation[:, 2:])
+
+    # Where a hand was found its wrist is the better one; the weight is smooth so that the arm does not jump.
+    for side in range(2):
+        weight = observed.hand_score[:, side] > 0
+        if smoothed:
+            weight = np.concatenate(
+                [
+                    np.clip(smooth(weight[shot, None, None], np.ones((len(weight[shot]), 1)), fps), 0, 1)
+                    for shot in shots
+                ]
+            )
+        keypoints[:, 15 + side] += np.reshape(weight, (-1, 1)) * (
+            observed.hand_keypoints[:, side, 0] - keypoints[:, 15 + side]
+        )
 
     points = back_project(keypoints, depth, focal_length, width, height)
     joints, joint_confidence = map_joints(points, confidence, MEDIAPIPE_POSE_MAPPING)

@@ -15,6 +15,8 @@ _FACE_GEOMETRY_FOV = np.radians(63.0)
 # a head is about 22 cm high and 20 cm deep.
 _BALL_CENTRE = np.array([0.0, 1.5, -3.0])
 _BALL_RADIUS = 11.0
+# The middle of the face's surface: where its size in the picture is that of the landmarks.
+_FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # OpenGL's camera axes (y up, z towards the camera) to ours (y down, z away).
 _FLIP = np.diag([1.0, -1.0, -1.0])
 
@@ -126,9 +128,12 @@ def read_face(landmarks, matrix: np.ndarray, blendshapes: np.ndarray, x0: float,
     contour = points[_BROWS_TO_CHIN]
     matrix = np.asarray(matrix, dtype=np.float64)
     focal_length = side / 2 / np.tan(_FACE_GEOMETRY_FOV / 2)
-    ball = matrix[:3, :3] @ _BALL_CENTRE + matrix[:3, 3]
     middle = np.array([x0 + side / 2, y0 + side / 2])
-    scale = focal_length / -ball[2]
+    # In the crop's assumed camera the face is very near. Real cameras are further away, so perspective within the head
+    # is left out: the ball is placed at the scale of the face's surface.
+    surface = matrix[:3, :3] @ _FACE_CENTRE + matrix[:3, 3]
+    scale = focal_length / -surface[2]
+    ball = surface + matrix[:3, :3] @ (_BALL_CENTRE - _FACE_CENTRE)
     return FaceLook(
         box=np.concatenate([contour.min(axis=0), contour.max(axis=0)]),
         points=np.stack([points[indices].mean(axis=0) for indices in _MESH_POINTS]),

@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
@@ -75,7 +75,7 @@ class Landmarkers:
         self._fps = fps
         self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
         self._video = video
-        self._face_found = False
+        self._warm: set[str] = set()
         self._stack = ExitStack()
 
         def options(name: str) -> BaseOptions:
@@ -113,13 +113,23 @@ class Landmarkers:
     def __exit__(self, *error) -> None:
         self._stack.close()
 
+    def _detect(self, name: str, detect: Callable, *arguments):
+        """A landmarker writes its last lines to the log with its first result."""
+        if name in self._warm:
+            return detect(*arguments)
+        with _native_logs_off():
+            result = detect(*arguments)
+        if getattr(result, f"{name}_landmarks"):
+            self._warm.add(name)
+        return result
+
     def find_people(self, frame: np.ndarray, index: int) -> list[Person]:
         """Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out."""
         image = self._to_image(frame)
         if self._video:
-            result = self._people.detect_for_video(image, round(index * 1000 / self._fps))
+            result = self._detect("pose", self._people.detect_for_video, image, round(index * 1000 / self._fps))
         else:
-            result = self._people.detect(image)
+            result = self._detect("pose", self._people.detect, image)
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
         people = [
             _person(landmarks, world, size, np.zeros(2))
@@ -157,15 +167,9 @@ class Landmarkers:
 
     def _look_at_face(self, frame: np.ndarray, middle: np.ndarray, side: float) -> FaceLook | None:
         crop, x0, y0, side = _crop(frame, middle, side)
-        image = self._to_image(crop)
-        if self._face_found:
-            result = self._face.detect(image)
-        else:
-            with _native_logs_off():
-                result = self._face.detect(image)
+        result = self._detect("face", self._face.detect, self._to_image(crop))
         if not result.face_landmarks:
             return None
-        self._face_found = True
         # The first of MediaPipe's 52 is "_neutral"; ARKit's last, "tongueOut", it does not give.
         blendshapes = np.array([each.score for each in result.face_blendshapes[0]][1:] + [0.0])
         return read_face(
@@ -185,7 +189,7 @@ class Landmarkers:
         hand, and how sure that is.
         """
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._hands.detect(self._to_image(crop))
+        result = self._detect("hand", self._hands.detect, self._to_image(crop))
         return [
             (
                 _points(landmarks, "xy") * side + np.array([x0, y0]),
@@ -209,8 +213,8 @@ def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
 
 def _is_upright_on_neck(person: Person) -> bool:
     """A small person is sometimes taken upside down, the shoulders on the hat. Mouths are nearer to necks than eyes are."""
-    world = person.world
-    neck = world[[11, 12]].mean(axis=0)
-    eyes = np.linalg.norm(world[[2, 5]].mean(axis=0) - neck)
-    mouth = np.linalg.norm(world[[9, 10]].mean(axis=0) - neck)
-    return bool(mouth < eyes)
+    shoulders = person.keypoints[[11, 12]]
+    neck = shoulders.mean(axis=0)
+    eyes = np.linalg.norm(person.keypoints[[2, 5]].mean(axis=0) - neck)
+    mouth = np.linalg.norm(person.keypoints[[9, 10]].mean(axis=0) - neck)
+    return bool(mouth < eyes + 0.05 * np.linalg.norm(shoulders[0] - shoulders[1]))

@@ -334,12 +334,9 @@ def _find_hands(
         middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
         best_distance = np.inf
         for hand, world, is_left, score in landmarkers.find_hands(frame, middle, 2.0 * reach):
-            plausible, distance = hand_is_plausible(hand, keypoints, visibility, side)
-            # A hand that looks like the other one has to be right at the wrist.
-            if is_left != (side == 0):
-                score, plausible = 0.6 * score, plausible and distance < 0.25
+            plausible, distance = hand_is_plausible(hand, keypoints, visibility, side, is_left)
             if plausible and distance < best_distance:
                 best_distance = distance
                 observed.hand_keypoints[index, side] = hand
                 observed.hand_world[index, side] = world
-                observed.hand_score[index, side] = np.clip(score * (1 - 0.5 * distance), 0, 1)
+                observed.hand_score[index, side] = np.clip(score * (1 - 0.4 * distance), 0, 1)
