@@ -1,0 +1,107 @@
+"""LoRA loading for the pipeline."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers.loaders.lora_base import _fetch_state_dict
+from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
+from diffusers.utils import logging
+from diffusers.utils.hub_utils import _get_model_file
+from peft.utils import get_pattern_key
+
+from diffusers_dreamactor.loaders.lora_conversion import convert_lora_to_dreamactor, fit_lora_to_transformer
+
+
+logger = logging.get_logger(__name__)
+
+_PEFT_PREFIX = "base_model.model."
+
+
+class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
+    r"""
+    LoRA for [`DreamActorTransformer3DModel`]: loading, saving, weighting, fusing, hot-swapping, as in every Diffusers
+    pipeline.
+
+    `load_lora_weights` takes LoRAs for DreamActor, Wan and Wan-Animate in Diffusers/PEFT, original Wan, ComfyUI and Kohya
+    naming, step-distillation LoRAs included. Nothing is dropped in silence: keys that match no module of the
+    transformer, and tensors that do not fit, end in one error that lists them.
+    """
+
+    _lora_loadable_modules = ["transformer"]
+
+    @classmethod
+    def lora_state_dict(
+        cls, pretrained_model_name_or_path_or_dict: str | Path | dict[str, torch.Tensor], **kwargs
+    ) -> dict[str, torch.Tensor] | tuple[dict[str, torch.Tensor], dict | None]:
+        """
+        The tensors of a LoRA by PEFT's keys on our module names, `transformer.blocks.0.attn1.to_q.lora_A.weight`.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `Path` or `dict[str, torch.Tensor]`):
+                A file, a folder, a Hub repository or the tensors themselves.
+            weight_name, subfolder, revision, cache_dir, force_download, proxies, local_files_only, token,
+            use_safetensors:
+                As in [`~loaders.StableDiffusionLoraLoaderMixin.lora_state_dict`].
+            return_lora_metadata (`bool`, defaults to `False`):
+                Whether to also return the adapter's configuration from the file's header.
+
+        Raises:
+            `ValueError`: For keys that no naming explains, all listed.
+        """
+        return_lora_metadata = kwargs.pop("return_lora_metadata", False)
+        use_safetensors = kwargs.pop("use_safetensors", None)
+        names = ("weight_name", "local_files_only", "cache_dir", "force_download", "proxies", "token", "revision")
+        arguments = {name: kwargs.pop(name, None) for name in (*names, "subfolder")}
+        state_dict, metadata = _fetch_state_dict(
+            pretrained_model_name_or_path_or_dict,
+            use_safetensors=use_safetensors is not False,
+            user_agent={"file_type": "attn_procs_weights", "framework": "pytorch"},
+            allow_pickle=use_safetensors is None,
+            **arguments,
+        )
+        if metadata is None and any(key.startswith(_PEFT_PREFIX) for key in state_dict):
+            state_dict = state_dict | _peft_alphas(pretrained_model_name_or_path_or_dict, state_dict, arguments)
+        state_dict = convert_lora_to_dreamactor(state_dict)
+        state_dict = {f"{cls.transformer_name}.{key}": value for key, value in state_dict.items()}
+        return (state_dict, metadata) if return_lora_metadata else state_dict
+
+    @classmethod
+    def load_lora_into_transformer(cls, state_dict, transformer, **kwargs) -> None:
+        """
+        Put a LoRA of `lora_state_dict` into the transformer.
+
+        Raises:
+            `ValueError`: For keys that match no module, and tensors whose shapes do not fit, all listed.
+        """
+        prefix = f"{cls.transformer_name}."
+        state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
+        state_dict = {
+            f"{prefix}{key}": value for key, value in fit_lora_to_transformer(state_dict, transformer).items()
+        }
+        super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+
+
+def _peft_alphas(source, state_dict: dict[str, torch.Tensor], arguments: dict) -> dict[str, torch.Tensor]:
+    """PEFT keeps alpha in a file beside the weights: the keys that say it for each module."""
+    config = None
+    if not isinstance(source, dict):
+        folder = Path(source).parent if Path(source).is_file() else source
+        try:
+            file = _get_model_file(folder, **(arguments | {"weights_name": "adapter_config.json"}))
+            config = json.loads(Path(file).read_text())
+        except OSError:
+            config = None
+    if config is None:
+        logger.warning("No adapter_config.json lies beside this PEFT adapter: its alpha is taken to be its rank.")
+        return {}
+    alphas = {}
+    for key, tensor in state_dict.items():
+        name, separator, _ = key.rpartition(".lora_A")
+        if separator:
+            module, pattern = name.removeprefix(_PEFT_PREFIX), config.get("alpha_pattern") or {}
+            alpha = pattern.get(get_pattern_key(pattern, module), config["lora_alpha"])
+            # Rank-stabilised LoRA divides alpha by the root of the rank.
+            alpha = alpha * tensor.shape[0] ** 0.5 if config.get("use_rslora") else alpha
+            alphas[f"{name}.alpha"] = torch.tensor(float(alpha))
+    return alphas
