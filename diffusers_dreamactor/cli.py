@@ -92,9 +92,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo.mp4", help="the MP4 to write (default: %(default)s)")
     add_generation_arguments(demo)
 
-    capture = commands.add_parser(
-        "capture", help="a video to a motion", epilog=CAPTURE_EXAMPLES, formatter_class=raw
-    )
+    capture = commands.add_parser("capture", help="a video to a motion", epilog=CAPTURE_EXAMPLES, formatter_class=raw)
     capture.add_argument("video", nargs="?", help="the video")
     capture.add_argument("--output", help="the motion to write (.safetensors)")
     capture.add_argument("--models", help="folder with MediaPipe's three landmarker files")
@@ -149,11 +147,11 @@ def load_pipeline(model: str | None, device: str | None):
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = model or bundled_model()
     if model is not None:
-        return DreamActorPipeline.from_pretrained(model, torch_dtype=dtype).to(device)
+        return DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
     print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
     with tempfile.TemporaryDirectory() as folder:
         save_random_pipeline(folder)
-        return DreamActorPipeline.from_pretrained(folder, torch_dtype=dtype).to(device)
+        return DreamActorPipeline.from_pretrained(folder, dtype=dtype).to(device)
 
 
 def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) -> None:
@@ -179,22 +177,21 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
         **arguments,
     }
     source = {"video": video, "motion": motion}
+    reference_motion = driving.pop("reference_motion", None)
+    references = pipe.prepare_references(image, height, width, reference_motion, need_motion=not args.no_retarget)
     if args.preview or args.preview_only:
-        guidance = pipe.prepare_guidance(image, **source, **driving)
-        driver = None if video is None else VideoReader(video, fps=args.fps)
-        reference = image[0] if isinstance(image, list) else image
+        guidance = pipe.prepare_guidance(references, **source, **driving)
+        driver = None if video is None else VideoReader(video, fps=args.fps, num_frames=len(guidance))
         preview = output.with_suffix(".preview.mp4")
-        guidance.preview(driver=driver, reference=reference).save(preview)
+        guidance.preview(driver=driver, reference=references[0]).save(preview)
         print(f"dreamactor: wrote {preview}")
         if args.preview_only:
             return
         # the guidance is drawn, so the driver's own options have done their work
-        reference_motion = arguments.get("reference_motion")
-        source = {"guidance": guidance}
-        driving = {"height": height, "width": width, "reference_motion": reference_motion}
+        source, driving = {"guidance": guidance}, {}
 
     segments = pipe.stream(
-        image,
+        references,
         **source,
         **driving,
         num_inference_steps=args.steps,

@@ -74,6 +74,8 @@ class VideoReader:
             self._source = video._source
             self._native_rate = video._native_rate
             self.rate = rate or video.rate
+            if num_frames is None and self.rate == video.rate:
+                num_frames = video.num_frames
             if rate is None or rate == video.rate:
                 self._indices = video._indices
             else:

@@ -630,7 +630,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         maps = [
             torch.full((1, 6, 1, height, width), -1.0)
             if reference.motion is None
-            else self.motion_processor(reference.motion, height, width).maps()
+            else self.motion_processor(dataclasses.replace(reference.motion, face=None), height, width).maps()
             for reference in references
         ]
         maps = torch.cat(maps, dim=2).to(self._execution_device, self.pose_encoder.dtype)
