@@ -159,15 +159,22 @@ class ReferenceProcessor(ProcessorMixin):
             return height, max(round(height * aspect / multiple), 1) * multiple
         if width is not None:
             return max(round(width / aspect / multiple), 1) * multiple, width
-        rows = max(int((self.config.area / aspect) ** 0.5 / multiple), 1)
+        rows = int((self.config.area / aspect) ** 0.5 / multiple)
         candidates = [
             (row * multiple, column * multiple)
-            for row in (rows, rows + 1)
-            for column in {max(round(row * aspect) + change, 1) for change in (-1, 0, 1)}
+            for row in range(max(rows - 2, 1), rows + 3)
+            for column in (max(round(row * aspect), 1), max(int(row * aspect), 1))
             if row * column * multiple**2 <= self.config.area
         ]
-        candidates = candidates or [(multiple, multiple * int(self.config.area // multiple**2))]
-        return min(candidates, key=lambda size: (abs(np.log(size[1] / size[0] / aspect)), -size[0] * size[1]))
+        if not candidates:  # the picture is a strip
+            longest = self.config.area // multiple**2 * multiple
+            return (multiple, longest) if aspect > 1 else (longest, multiple)
+
+        def loss(size: tuple[int, int]) -> float:
+            # What is cut off the picture counts, and less so what is left of the budget.
+            return abs(np.log(size[1] / size[0] / aspect)) + 0.25 * np.log(self.config.area / (size[0] * size[1]))
+
+        return min(candidates, key=loss)
 
     def decide_scale(self, motion: MotionSequence) -> str | None:
         """
@@ -313,7 +320,8 @@ def _cover_window(
             points = np.concatenate([points, motion.head.center[0] - reach, motion.head.center[0] + reach], axis=None)
         points = points.reshape(-1, 2)
         if len(points):
-            low, high = points.min(axis=0), points.max(axis=0)
+            margin = 0.03 * window  # flesh around the joints
+            low, high = points.min(axis=0) - margin, points.max(axis=0) + margin
             # Least move that holds the person; one too large for the window is centred, and kept from the head down.
             too_large = high - low > window
             middle = np.clip(middle, np.minimum(high - window / 2, low + window / 2), low + window / 2)
