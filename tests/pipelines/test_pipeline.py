@@ -1,0 +1,357 @@
+import json
+import subprocess
+import sys
+
+import diffusers
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
+from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
+from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
+from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+
+
+SIZE = {"height": 64, "width": 64, "num_inference_steps": 2, "segment_frames": 9}
+
+
+def make_guidance(num_frames: int, seed: int = 0, fps: float = 25.0) -> MotionGuidance:
+    generator = np.random.default_rng(seed)
+    maps = generator.integers(0, 256, (3, num_frames, 3, 64, 64), dtype=np.uint8)
+    return MotionGuidance(skeleton=maps[0], sphere=maps[1], face=maps[2], fps=fps)
+
+
+@pytest.fixture(scope="module")
+def guidance() -> MotionGuidance:
+    return make_guidance(14)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DreamActorPipeline:
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def wan_pipe() -> DreamActorPipeline:
+    base = random_pipeline()
+    torch.manual_seed(0)
+    transformer = DreamActorTransformer3DModel(
+        **{**base.transformer.config, "reference_attention": False, "face_attention_interval": 2}
+    )
+    for parameter in transformer.parameters():
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    pipe = DreamActorPipeline(
+        transformer=transformer,
+        vae=base.vae,
+        scheduler=base.scheduler,
+        face_motion_encoder=base.face_motion_encoder,
+        motion_processor=MotionGuidanceProcessor(style="wan", face_size=64, area=128 * 128),
+        wan_animate=True,
+        guidance_scale=1.0,
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def run(pipe, picture, guidance, seed=0, output_type="pt", **arguments):
+    generator = torch.Generator().manual_seed(seed)
+    return pipe(picture, guidance=guidance, generator=generator, output_type=output_type, **{**SIZE, **arguments})
+
+
+def test_output_types_agree(pipe, picture, guidance):
+    tensor = run(pipe, picture, guidance)
+    assert tensor.frames.shape == (1, 14, 3, 64, 64) and tensor.fps == 25.0
+    array = run(pipe, picture, guidance, output_type="np").frames
+    np.testing.assert_allclose(array, tensor.frames.permute(0, 1, 3, 4, 2).numpy(), atol=1e-6)
+    pictures = run(pipe, picture, guidance, output_type="pil").frames
+    assert len(pictures) == 1 and len(pictures[0]) == 14
+    np.testing.assert_allclose(np.asarray(pictures[0][3]) / 255, array[0, 3], atol=0.5 / 255 + 1e-6)
+    frames, fps = run(pipe, picture, guidance, return_dict=False)
+    assert torch.equal(frames, tensor.frames) and fps == 25.0
+
+
+def test_segments_decode_as_one_video(pipe, picture, guidance):
+    latents = run(pipe, picture, guidance, output_type="latent").frames
+    assert latents.shape == (1, 16, 5, 8, 8)
+    frames = run(pipe, picture, guidance).frames
+    with torch.no_grad():
+        whole = pipe.vae.decode_video(latents)
+    whole = pipe.video_processor.postprocess_video(whole[:, :, :14], "pt")
+    torch.testing.assert_close(frames, whole, atol=1e-5, rtol=0)
+
+
+def test_stream_yields_what_the_call_returns(pipe, picture, guidance):
+    expected = run(pipe, picture, guidance).frames
+    parts = list(
+        pipe.stream(picture, guidance=guidance, generator=torch.Generator().manual_seed(0), output_type="pt", **SIZE)
+    )
+    assert [part.frames.shape[1] for part in parts] == [9, 5]
+    assert torch.equal(torch.cat([part.frames for part in parts], dim=1), expected)
+
+
+def test_a_segment_starts_from_the_last_latent_of_the_one_before(pipe, picture, guidance):
+    inputs = []
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: inputs.append(kwargs["hidden_states"].clone()), with_kwargs=True
+    )
+    latents = run(pipe, picture, guidance, output_type="latent", guidance_scale=1.0).frames
+    handle.remove()
+    first, second = inputs[0], inputs[2]
+    assert (first[:, 16:] == 0).all()
+    assert (second[:, 16:20, 0] == 1).all() and (second[:, 16:, 1:] == 0).all()
+    torch.testing.assert_close(second[:, 20:, 0], latents[:, :, 2])
+
+
+def test_seed_decides(pipe, picture, guidance):
+    assert torch.equal(run(pipe, picture, guidance).frames, run(pipe, picture, guidance).frames)
+    assert not torch.allclose(run(pipe, picture, guidance).frames, run(pipe, picture, guidance, seed=1).frames)
+
+
+def test_given_noise_is_used(pipe, picture, guidance):
+    noise = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(3))
+    first = run(pipe, picture, guidance, seed=0, latents=noise).frames
+    assert torch.equal(first, run(pipe, picture, guidance, seed=1, latents=noise).frames)
+    with pytest.raises(ValueError, match=r"`latents` has the shape .* needs"):
+        run(pipe, picture, guidance, latents=noise[:, :, :4])
+
+
+@pytest.mark.parametrize("changed", ["skeleton", "sphere", "face"])
+def test_every_map_matters(pipe, picture, guidance, changed):
+    other = guidance[0:14]
+    setattr(other, changed, 255 - getattr(guidance, changed))
+    difference = (run(pipe, picture, guidance).frames - run(pipe, picture, other).frames).abs().max()
+    assert difference > 1e-4
+
+
+def test_reference_and_scales_matter(pipe, picture, guidance):
+    base = run(pipe, picture, guidance).frames
+    flipped = picture.transpose(PIL.Image.Transpose.FLIP_TOP_BOTTOM)
+    for changed in (
+        run(pipe, flipped, guidance).frames,
+        run(pipe, [picture, flipped], guidance).frames,
+        run(pipe, picture, guidance, guidance_scale=1.0).frames,
+        run(pipe, picture, guidance, reference_guidance_scale=1.2).frames,
+        run(pipe, picture, guidance, face_scale=0.0).frames,
+        run(pipe, picture, guidance, pose_scale=0.0).frames,
+    ):
+        assert (base - changed).abs().max() > 1e-4
+
+
+def test_equal_scales_make_three_branches_equal_two(pipe, picture, guidance):
+    two = run(pipe, picture, guidance, guidance_scale=2.0).frames
+    three = run(pipe, picture, guidance, guidance_scale=2.0, reference_guidance_scale=2.0).frames
+    torch.testing.assert_close(two, three, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 2.5])
+@pytest.mark.parametrize("kind", ["pipe", "wan_pipe"])
+def test_same_output_without_condition_cache(request, kind, guidance_scale, picture, guidance, monkeypatch):
+    pipe = request.getfixturevalue(kind)
+    arguments = {"guidance_scale": guidance_scale, "num_inference_steps": 3}
+    cached = run(pipe, picture, guidance, **arguments).frames
+    forward = pipe.transformer.forward
+    monkeypatch.setattr(pipe.transformer, "forward", lambda **kwargs: forward(**{**kwargs, "condition_cache": None}))
+    plain = run(pipe, picture, guidance, **arguments).frames
+    assert (cached - plain).abs().max() <= 1e-5
+
+
+def test_wan_mode_makes_the_frames_asked_for(wan_pipe, picture, guidance):
+    result = run(wan_pipe, picture, guidance, segment_frames=9)
+    assert result.frames.shape == (1, 14, 3, 64, 64)
+    with pytest.raises(ValueError, match="one reference"):
+        run(wan_pipe, [picture, picture], guidance)
+
+
+def test_videos_of_a_batch(pipe, picture, guidance):
+    noise = torch.randn(2, 16, 5, 8, 8, generator=torch.Generator().manual_seed(3))
+    together = run(pipe, picture, guidance, num_videos_per_prompt=2, latents=noise).frames
+    alone = run(pipe, picture, guidance, latents=noise[1:]).frames
+    torch.testing.assert_close(together[1:], alone, atol=1e-5, rtol=0)
+
+
+def test_save_and_load(pipe, picture, guidance, tmp_path):
+    pipe.save_pretrained(tmp_path)
+    index = json.loads((tmp_path / "model_index.json").read_text())
+    assert index["transformer"] == ["diffusers_dreamactor", "DreamActorTransformer3DModel"]
+    assert index["motion_processor"] == ["diffusers_dreamactor", "MotionGuidanceProcessor"]
+    assert index["text_encoder"] == [None, None]
+    expected = run(pipe, picture, guidance).frames
+    for loader in (DreamActorPipeline, diffusers.DiffusionPipeline):
+        loaded = loader.from_pretrained(tmp_path)
+        loaded.set_progress_bar_config(disable=True)
+        assert type(loaded) is DreamActorPipeline
+        assert loaded.config.segment_frames == 33 and loaded.motion_processor.config.face_size == 64
+        assert torch.equal(run(loaded, picture, guidance).frames, expected)
+
+
+def test_half_precision_keeps_what_must_stay_float32(pipe, tmp_path, picture, guidance):
+    pipe.save_pretrained(tmp_path)
+    half = DreamActorPipeline.from_pretrained(tmp_path, torch_dtype=torch.bfloat16)
+    half.set_progress_bar_config(disable=True)
+    assert half.transformer.dtype == torch.bfloat16
+    assert half.transformer.blocks[0].scale_shift_table.dtype == torch.float32
+    difference = run(half, picture, guidance).frames.float() - run(pipe, picture, guidance).frames
+    assert difference.abs().max() < 0.1
+
+
+@pytest.mark.parametrize(
+    "scheduler, arguments",
+    [
+        ("FlowMatchEulerDiscreteScheduler", {}),
+        ("FlowMatchHeunDiscreteScheduler", {}),
+        (
+            "UniPCMultistepScheduler",
+            {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": 3.0},
+        ),
+    ],
+)
+def test_schedulers_swap(pipe, picture, guidance, scheduler, arguments):
+    swapped = DreamActorPipeline(
+        **{
+            **pipe.components,
+            "scheduler": getattr(diffusers, scheduler).from_config(pipe.scheduler.config, **arguments),
+        }
+    )
+    swapped.set_progress_bar_config(disable=True)
+    few = run(swapped, picture, guidance, num_inference_steps=8, output_type="latent", guidance_scale=1.0).frames
+    euler = run(pipe, picture, guidance, num_inference_steps=32, output_type="latent", guidance_scale=1.0).frames
+    # every flow solver approximates the same trajectory
+    assert (few - euler).abs().mean() < 0.1 * euler.abs().mean()
+
+
+def test_callbacks_see_and_change_the_latents(pipe, picture, guidance):
+    steps = []
+
+    def callback(pipeline, step, timestep, callback_kwargs):
+        steps.append((step, float(timestep)))
+        return {"latents": torch.zeros_like(callback_kwargs["latents"])}
+
+    latents = run(pipe, picture, guidance, output_type="latent", callback_on_step_end=callback).frames
+    assert [step for step, _ in steps] == [0, 1, 0, 1]
+    assert (latents == 0).all()
+    with pytest.raises(ValueError, match="callback_on_step_end_tensor_inputs"):
+        run(pipe, picture, guidance, callback_on_step_end_tensor_inputs=["noise"])
+
+
+def test_interrupt_stops_denoising(pipe, picture, guidance):
+    calls = []
+
+    def callback(pipeline, step, timestep, callback_kwargs):
+        calls.append(step)
+        pipeline._interrupt = True
+        return {}
+
+    run(pipe, picture, guidance, callback_on_step_end=callback, num_inference_steps=4)
+    assert calls == [0]
+
+
+def test_repository_defaults(pipe, picture, guidance):
+    latents = pipe(picture, guidance=guidance, height=64, width=64, output_type="latent").frames
+    assert latents.shape[2] == 5
+    assert pipe.num_timesteps == pipe.config.num_inference_steps == 4
+    assert pipe.guidance_scale == pipe.config.guidance_scale == 2.5
+
+
+@pytest.mark.parametrize("extend, expected", [("hold", 20), ("loop", 20), ("stop", 14)])
+def test_more_frames_than_the_driver_has(pipe, picture, guidance, extend, expected):
+    assert run(pipe, picture, guidance, num_frames=20, extend=extend).frames.shape[1] == expected
+    with pytest.raises(ValueError, match=r"`num_frames` is 20.*hold"):
+        run(pipe, picture, guidance, num_frames=20)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        ({"height": 60}, r"`height` is 60, but .* multiple of 16"),
+        ({"width": -16}, r"`width` is -16"),
+        ({"num_frames": -1}, r"`num_frames` is -1"),
+        ({"num_frames": 0}, r"`num_frames` is 0"),
+        ({"fps": 0}, r"`fps` is 0"),
+        ({"drive": ()}, r"`drive` is \(\)"),
+        ({"drive": "face"}, r"`drive` is 'face'"),
+        ({"drive": ("leg",)}, r"`drive` is \('leg',\).*body"),
+        ({"segment_frames": 8}, r"`segment_frames` is 8.*4 n \+ 1"),
+        ({"num_inference_steps": 0}, r"`num_inference_steps` is 0"),
+        ({"num_videos_per_prompt": 0}, r"`num_videos_per_prompt` is 0"),
+        ({"num_videos_per_prompt": 2, "generator": [torch.Generator()]}, r"`generator` is a list of 1.*2 videos"),
+        ({"output_type": "mp4"}, r"`output_type` is 'mp4'"),
+        ({"extend": "mirror"}, r"`extend` is 'mirror'"),
+        ({"prompt": "dance"}, r"takes no text"),
+        ({"mode": "replace"}, r"Wan-Animate weights"),
+        ({"mode": "swap"}, r"`mode` is 'swap'"),
+        ({"background_video": "x.mp4"}, r"`background_video`"),
+        ({"num_pseudo_references": -1}, r"`num_pseudo_references` is -1"),
+        ({"audio": "a.wav"}, r"`guidance` is already drawn"),
+        ({"height": 32, "width": 32}, r"`guidance` is 64x64 pixels, but the generation size is 32x32"),
+    ],
+)
+def test_bad_arguments(pipe, picture, guidance, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipe(picture, guidance=guidance, **{**SIZE, **arguments})
+
+
+def test_bad_drivers_and_pictures(pipe, picture, guidance, tmp_path):
+    with pytest.raises(ValueError, match="No driver"):
+        pipe(picture)
+    with pytest.raises(ValueError, match="`video` and `guidance`"):
+        pipe(picture, video="x.mp4", guidance=guidance)
+    with pytest.raises(ValueError, match="empty list"):
+        pipe([], guidance=guidance)
+    with pytest.raises(OSError, match="no file"):
+        pipe(tmp_path / "missing.png", guidance=guidance)
+    broken = guidance[0:14]
+    broken.skeleton = np.full(guidance.skeleton.shape, np.nan, dtype=np.float32)
+    with pytest.raises(ValueError, match="not finite"):
+        run(pipe, picture, broken)
+
+
+def test_group_offload_gives_the_same(picture, guidance):
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    expected = run(pipe, picture, guidance).frames
+    pipe.enable_group_offload(
+        onload_device=torch.device("cpu"),
+        offload_device=torch.device("cpu"),
+        offload_type="block_level",
+        num_blocks_per_group=1,
+        use_stream=False,
+    )
+    torch.testing.assert_close(run(pipe, picture, guidance).frames, expected, atol=1e-6, rtol=0)
+
+
+def test_layerwise_casting_stays_close(picture, guidance):
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    expected = run(pipe, picture, guidance).frames
+    pipe.transformer.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
+    assert (run(pipe, picture, guidance).frames - expected).abs().max() < 0.1
+
+
+def test_first_block_cache_runs_per_branch(picture, guidance):
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    expected = run(pipe, picture, guidance, num_inference_steps=4).frames
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
+    torch.testing.assert_close(run(pipe, picture, guidance, num_inference_steps=4).frames, expected)
+
+
+def test_import_registers_the_classes():
+    assert diffusers.DreamActorPipeline is DreamActorPipeline
+    assert diffusers.DreamActorTransformer3DModel is DreamActorTransformer3DModel
+
+
+def test_import_needs_no_extra():
+    code = (
+        "import sys, diffusers_dreamactor;"
+        "extras = {'mediapipe', 'smplx', 'anny', 'controlnet_aux', 'xformers', 'gradio', 'torchvision', 'cv2'};"
+        "print(sorted(extras & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip().splitlines()[-1] == "[]"
