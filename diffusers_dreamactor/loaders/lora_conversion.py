@@ -99,12 +99,12 @@ def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[s
     left_out = []
     converted = {}
     for name, parts in modules.items():
-        is_norm = "norm" in name.rpartition(".")[2]
-        if is_norm or name.endswith("scale_shift_table"):
+        last = name.rpartition(".")[2]
+        no_adapter = "norm" in last or last == "scale_shift_table"
+        if no_adapter and parts.keys() <= {"diff", "bias"}:
             left_out += [key for key in keys[name] if state_dict[key].any()]
-            if not {"down", "up", "alpha"} & parts.keys():
-                continue
-        if is_norm or ("down" in parts) != ("up" in parts) or ("alpha" in parts and "up" not in parts):
+            continue
+        if no_adapter or ("down" in parts) != ("up" in parts) or ("alpha" in parts and "up" not in parts):
             unknown += keys[name]
             continue
         if "alpha" in parts:
@@ -177,7 +177,8 @@ def fit_lora_to_transformer(state_dict: Mapping[str, torch.Tensor], transformer:
             tensors.setdefault(f"{name}.lora_A.weight", reference.new_zeros(1, width_in, *window))
             tensors.setdefault(f"{name}.lora_B.weight", reference.new_zeros(width_out, 1, *kernel))
             tensors.setdefault(f"{name}.lora_B.bias", reference.new_zeros(width_out))
-    return tensors
+    # Diffusers tells the format by the first key, which has to be a `lora_A`.
+    return dict(sorted(tensors.items()))
 
 
 def convert_lora_from_dreamactor(
@@ -241,17 +242,13 @@ def _group(
     """The tensors of each module by our name and their kind, the keys that they came from, and keys without meaning."""
     modules, keys, unknown = {}, {}, []
     for key, tensor in state_dict.items():
-        kind = match = None
-        for pattern, kind in _KINDS:
-            match = pattern.fullmatch(key)
-            if match is not None:
-                break
+        kind, match = next(
+            ((kind, match) for pattern, kind in _KINDS if (match := pattern.fullmatch(key))), (None, None)
+        )
         name = None
         if match is not None:
-            name = match[1]
-            if key.endswith("modulation.diff"):
-                name += ".scale_shift_table"
-            name = _to_dreamactor(name)
+            is_modulation = key.endswith("modulation.diff")
+            name = _to_dreamactor(f"{match[1]}.scale_shift_table" if is_modulation else match[1])
         if name is None or kind in modules.get(name, {}):
             unknown.append(key)
             continue

@@ -8,7 +8,6 @@ from diffusers.loaders.lora_base import _fetch_state_dict
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.utils import logging
 from diffusers.utils.hub_utils import _get_model_file
-from peft.utils import get_pattern_key
 
 from diffusers_dreamactor.loaders.lora_conversion import convert_lora_to_dreamactor, fit_lora_to_transformer
 
@@ -67,6 +66,11 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     @classmethod
+    def _maybe_expand_t2v_lora_for_i2v(cls, transformer, state_dict):
+        # Wan's mixin adds empty adapters for the image projections; PEFT does not ask for them.
+        return state_dict
+
+    @classmethod
     def load_lora_into_transformer(cls, state_dict, transformer, **kwargs) -> None:
         """
         Put a LoRA of `lora_state_dict` into the transformer.
@@ -84,11 +88,15 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
 
 def _peft_alphas(source, state_dict: dict[str, torch.Tensor], arguments: dict) -> dict[str, torch.Tensor]:
     """PEFT keeps alpha in a file beside the weights: the keys that say it for each module."""
+    # PEFT takes long to import, and only loading a LoRA needs it.
+    from peft.utils.other import get_pattern_key
+
     config = None
     if not isinstance(source, dict):
         folder = Path(source).parent if Path(source).is_file() else source
         try:
-            file = _get_model_file(folder, **(arguments | {"weights_name": "adapter_config.json"}))
+            arguments = {name: value for name, value in arguments.items() if name != "weight_name"}
+            file = _get_model_file(folder, weights_name="adapter_config.json", **arguments)
             config = json.loads(Path(file).read_text())
         except OSError:
             config = None
