@@ -86,7 +86,9 @@ def convert_transformer_checkpoint(
             f"The single file lacks {len(missing)} tensors of DreamActor's own modules, which start at their initial"
             " values: the model behaves like its source until it is trained."
         )
-        dtype = converted["patch_embedding.bias"].dtype
+        bias = converted["patch_embedding.bias"]
+        # A GGUF file's quantised tensors are bytes.
+        dtype = bias.dtype if bias.is_floating_point() else torch.float32
         converted.update(_initial_values(model, set(missing), dtype))
     return converted
 
