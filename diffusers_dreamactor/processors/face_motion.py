@@ -18,8 +18,9 @@ class FaceMotionProcessor(ProcessorMixin):
 
     Args:
         size (`int`): side of the crops in pixels.
-        scale (`float`): side of a crop as a multiple of the face box's side.
-        shift (`float`): how far a crop is moved up, as a share of the face box's side: room for the forehead.
+        scale (`float`): side of a crop as a multiple of the face box's side. Boxes of our captures reach from above the
+            brows to the chin, framed as in Wan-Animate's preprocessing: 1 is what its weights were trained on.
+        shift (`float`): how far a crop is moved up, as a share of the face box's side.
         smoothing (`float`): standard deviation in frames of the window that boxes are smoothed over; 0 leaves them.
         threshold (`float`): a face with less confidence counts as not seen.
         hold_decay (`float`): what is left of a held crop's weight after each frame without a face, in [0, 1].
@@ -32,7 +33,7 @@ class FaceMotionProcessor(ProcessorMixin):
     def __init__(
         self,
         size: int = 512,
-        scale: float = 1.3,
+        scale: float = 1.15,
         shift: float = 0.0,
         smoothing: float = 2.0,
         threshold: float = 0.5,

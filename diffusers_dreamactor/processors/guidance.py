@@ -300,7 +300,7 @@ class MotionGuidanceProcessor(ProcessorMixin):
         stick_width: float | None = None,
         draw_hands: bool = True,
         face_size: int = 512,
-        face_scale: float = 1.3,
+        face_scale: float = 1.15,
         face_shift: float = 0.0,
         face_smoothing: float = 2.0,
         hold_decay: float = 0.9,

@@ -2,13 +2,19 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
+
+
+if TYPE_CHECKING:
+    from .guidance import MotionGuidance
+    from .reference import Reference
 
 
 REFERENCE_BRIGHTNESS = 0.35
@@ -31,7 +37,13 @@ class Preview:
         ValueError: the driver has fewer frames than the guidance.
     """
 
-    def __init__(self, guidance, driver=None, reference=None, panel_height: int | None = None):
+    def __init__(
+        self,
+        guidance: "MotionGuidance",
+        driver=None,
+        reference: "Image.Image | Reference | None" = None,
+        panel_height: int | None = None,
+    ):
         self.guidance = guidance
         self.panel_height = panel_height or min(max(guidance.height, 192), 480)
         self.panel_height += self.panel_height % 2
@@ -49,9 +61,16 @@ class Preview:
         return len(self.guidance)
 
     def __iter__(self) -> Iterator[Image.Image]:
-        driver = None if self.driver is None else self.driver.frames(0, len(self))
-        for index in range(len(self)):
-            yield self._draw(index, None if driver is None else next(driver))
+        return self._draw_frames(range(len(self)))
+
+    def _draw_frames(self, indices: Sequence[int]) -> Iterator[Image.Image]:
+        if self.driver is None:
+            for index in indices:
+                yield self._draw(index, None)
+            return
+        for index, frame in enumerate(self.driver.frames(0, len(self))):
+            if index in indices:
+                yield self._draw(index, frame)
 
     @property
     def frames(self) -> list[Image.Image]:
@@ -90,8 +109,8 @@ class Preview:
 
     def contact_sheet(self, num_frames: int = 12) -> Image.Image:
         """Up to `num_frames` frames, evenly spread over the clip, in one picture."""
-        shown = set(np.linspace(0, len(self) - 1, min(num_frames, len(self))).round().astype(int).tolist())
-        pictures = [frame for index, frame in enumerate(self) if index in shown]
+        shown = np.linspace(0, len(self) - 1, min(num_frames, len(self))).round().astype(int).tolist()
+        pictures = list(self._draw_frames(shown))
         width, height = pictures[0].size
         columns = max(1, min(len(pictures), round((len(pictures) * height / width) ** 0.5)))
         rows = -(-len(pictures) // columns)

@@ -16,7 +16,7 @@ class ProcessorMixin(ConfigMixin, PushToHubMixin):
     config_name = "processor_config.json"
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs):
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "ProcessorMixin":
         """
         Builds the processor from `processor_config.json` in a local folder or a Hub repository.
 

@@ -69,7 +69,7 @@ class ReferenceProcessor(ProcessorMixin):
         area: int = 960 * 640,
         size_multiple: int = 16,
         face_size: int = 512,
-        face_scale: float = 1.3,
+        face_scale: float = 1.15,
         face_shift: float = 0.0,
         threshold: float = 0.5,
     ):

@@ -146,4 +146,4 @@ def test_bad_arguments(arguments, name):
 def test_config_round_trip(tmp_path):
     FaceMotionProcessor(size=64, shift=0.05, hold_decay=0.8).save_pretrained(tmp_path)
     config = FaceMotionProcessor.from_pretrained(tmp_path).config
-    assert (config.size, config.scale, config.shift, config.hold_decay) == (64, 1.3, 0.05, 0.8)
+    assert (config.size, config.scale, config.shift, config.hold_decay) == (64, 1.15, 0.05, 0.8)
