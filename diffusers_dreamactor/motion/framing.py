@@ -2,7 +2,7 @@
 
 import numpy as np
 from scipy.linalg import solveh_banded
-from scipy.ndimage import binary_closing, gaussian_filter1d, uniform_filter1d
+from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 
 from .camera import back_project
 from .sequence import MotionSequence, project
@@ -16,7 +16,7 @@ CONTACT_SPEED = 0.8
 CONTACT_HEIGHT = 0.25
 # Below this speed a foot in contact is taken to stand still and the rest to be noise; faster, it slides or pivots on
 # purpose.
-STILL_SPEED = 0.15
+STILL_SPEED = 0.1
 # Weights of the foot correction's least-squares problem, relative to 1 for a foot in contact: a pull towards the
 # uncorrected path (it reaches 1 / sqrt(PULL) = 1000 frames) and against acceleration.
 PULL = 1e-6
@@ -29,17 +29,21 @@ ANKLES = CONTACT_JOINTS[:2]
 def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
     """
     How much each joint counts as seen, `(F, ...)` in [0, 1], from its confidence: 1 from a confidence of 0.5 on, gaps of up
-    to half a second closed (captures interpolate them), and faded over 0.3 seconds where a joint comes or goes.
+    to half a second closed (captures interpolate them), and fading over 0.3 seconds before a joint comes and after it
+    goes, where captures hold its value.
     """
     seen = confidence >= 0.5
     if seen.all() or not seen.any():
         return seen.astype(np.float64)
-    gap = int(round(0.5 * fps)) + 1
-    structure = np.ones((gap,) + (1,) * (seen.ndim - 1), dtype=bool)
-    padding = [(gap, gap)] + [(0, 0)] * (seen.ndim - 1)
-    closed = binary_closing(np.pad(seen, padding), structure)[gap:-gap] | seen
-    fade = 2 * int(round(0.15 * fps)) + 1
-    return np.clip(uniform_filter1d(closed.astype(np.float64), fade, axis=0, mode="nearest"), 0.0, 1.0)
+    half_gap, half_fade = int(np.ceil(0.25 * fps)), int(round(0.15 * fps))
+
+    def widen(mask: np.ndarray, by: int) -> np.ndarray:
+        return maximum_filter1d(mask, 2 * by + 1, axis=0, mode="constant")
+
+    near = widen(seen, half_gap)
+    closed = ~widen(~near, half_gap) | seen
+    weights = uniform_filter1d(widen(closed, half_fade).astype(np.float64), 2 * half_fade + 1, axis=0, mode="nearest")
+    return np.clip(weights, 0.0, 1.0)
 
 
 def picture_path(
@@ -100,7 +104,7 @@ def foot_contact(joints: np.ndarray, weights: np.ndarray, scale: float, fps: flo
         Contact `(F, 4)` in [0, 1], and the slide from each frame to the next `(F - 1, 4, 3)` in metres.
     """
     feet = joints[:, CONTACT_JOINTS]
-    smoothed = gaussian_filter1d(feet, max(0.5, 0.03 * fps), axis=0, mode="nearest")
+    smoothed = gaussian_filter1d(feet, max(0.5, 0.06 * fps), axis=0, mode="nearest")
     velocity = np.gradient(smoothed, axis=0) * fps if len(feet) > 1 else np.zeros_like(feet)
     speed = np.linalg.norm(velocity, axis=-1) / scale
     down = (joints[:, ANKLES].mean(axis=1) - joints[:, JOINT_INDEX["neck"]]).mean(axis=0)

@@ -54,6 +54,8 @@ LEAN = 0.25
 TWIST = np.radians(30)
 # The greatest change of the distance between neck and nose that is followed; more is an error in depth.
 NECK_STRETCH = 1.4
+# Degrees between two head rotations up to which their pictures are compared.
+ALIKE = 30.0
 # The middle of nose, eyes and ears is that many head radii before the middle of the head.
 HEAD_DEPTH = 0.45
 # Where driver and reference are said to differ much: proportions, size in the picture, and distance over the clip.
@@ -196,15 +198,17 @@ def retarget(
     weights[:, BELOW_NECK] *= body_driven
     own = bone_vectors(person)
     vectors = bone_vectors(driver)
-    if align == "first":
-        frames = _torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
-        vectors = _turned_from_first(vectors, frames, person_frame, own, person_seen[0])
     if planar:
         vectors = vectors * _limb_ratios(measured, driver_lengths, ratio)[:, None]
     else:
-        stretch = _neck_stretch(vectors[:, NOSE], weights[:, NOSE], motion.head, reference.head)
+        start = first if align == "first" else None
+        stretch = _neck_stretch(vectors[:, NOSE], weights[:, NOSE], own[NOSE], motion.head, reference.head, start)
         lengths = np.tile(lengths, (num_frames, 1))
         lengths[:, NOSE] *= stretch
+    if align == "first":
+        frames = _torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
+        vectors = _turned_from_first(vectors, frames, first, person_frame, own, person_seen[0])
+    if not planar:
         vectors = _with_length(vectors, lengths)
 
     def blend(joints: list[int], held: np.ndarray) -> None:
@@ -235,7 +239,7 @@ def retarget(
         forearm = _rotate(turn, own[[wrist]])[:, 0]
         hand_turn = _shortest_rotation(forearm, vectors[:, wrist]) @ turn
         blend(list(range(hand.start, hand.stop)), _rotate(hand_turn, own[hand]))
-    head_rotation = _head_rotation(motion, reference, head_driven, align, turn)
+    head_rotation = _head_rotation(motion, reference, head_driven, first if align == "first" else None, turn)
     head_turn = turn
     if reference.head is not None:
         head_turn = head_rotation @ reference.head.rotation[0].astype(np.float64).T
@@ -282,7 +286,7 @@ def retarget(
     body = BodyTrack(np.full_like(joints, np.nan) if planar else joints, keypoints, confidence * visible)
     result = MotionSequence(motion.fps, width, height, reference.focal_length, body, head, face, motion.people)
     if body_driven:
-        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present >= 0.5)
+        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present > 0.99)
     return result
 
 
@@ -361,22 +365,37 @@ def _with_length(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 
 
 def _neck_stretch(
-    vectors: np.ndarray, weights: np.ndarray, head: HeadTrack | None, reference_head: HeadTrack | None
+    vectors: np.ndarray,
+    weights: np.ndarray,
+    own: np.ndarray,
+    head: HeadTrack | None,
+    own_head: HeadTrack | None,
+    start: int | None,
 ) -> np.ndarray:
     """
     How long the way from the neck to the nose is in every frame, `(F,)`, relative to the reference's. It is no bone: a nod
     shortens it by a fifth. So it follows the driver's `vectors` `(F, 3)`, relative to the driver's frames in which the head
-    is turned most like the reference's.
+    is turned most like the reference's. If it is nearly alike there, the two are also made equally long in the picture:
+    how far the nose stands out in depth is what captures know least. Given a frame `start`, it is relative to
+    that one instead.
     """
     lengths = np.linalg.norm(vectors, axis=-1)
     alike = weights >= 0.5
     if not alike.any():
         return np.ones(len(lengths))
-    if head is not None and reference_head is not None:
-        turned = np.einsum("fij,ij->f", head.rotation, reference_head.rotation[0])
+    level = 1.0
+    if start is not None:
+        alike = np.arange(len(lengths)) == start
+    elif head is not None and own_head is not None:
+        turned = np.einsum("fij,ij->f", head.rotation, own_head.rotation[0])
         angle = np.degrees(np.arccos(np.clip((turned - 1) / 2, -1, 1)))
-        alike &= angle <= angle[alike].min() + 1.0
-    change = np.clip(lengths / max(np.median(lengths[alike]), 1e-9), 1 / NECK_STRETCH, NECK_STRETCH)
+        nearest = angle[alike].min()
+        alike &= angle <= nearest + 0.5
+        if nearest < ALIKE:
+            shown = np.median(np.linalg.norm(vectors[alike, :2], axis=-1) / lengths[alike])
+            level = np.linalg.norm(own[:2]) / np.linalg.norm(own) / max(shown, 1e-9)
+    change = lengths / max(np.median(lengths[alike]), 1e-9)
+    change = np.clip(change, 1 / NECK_STRETCH, NECK_STRETCH) * np.clip(level, 1 / NECK_STRETCH, NECK_STRETCH)
     return 1 + weights * (change - 1)
 
 
@@ -479,16 +498,18 @@ def _complete_pose(joints: np.ndarray, seen: np.ndarray, lengths: np.ndarray, pl
 
 
 def _turned_from_first(
-    vectors: np.ndarray, frames: np.ndarray, person_frame: np.ndarray, own: np.ndarray, seen: np.ndarray
+    vectors: np.ndarray, frames: np.ndarray, first: int, person_frame: np.ndarray, own: np.ndarray, seen: np.ndarray
 ) -> np.ndarray:
     """
-    Bones of the reference turned as the driver's turn from their first frame: the torso as a whole, and every bone by
-    its shortest rotation within the torso's axes. Where the reference's bone is not seen, the driver's direction counts.
+    Bones of the reference turned as the driver's turn from frame `first` on: the torso as a whole, and every bone by its
+    shortest rotation within the torso's axes. Where the reference's bone is not seen, the driver's direction counts.
     """
     local = np.einsum("fji,fnj->fni", frames, vectors)
-    turned = np.einsum("fnij,nj->fni", _shortest_rotation(local[:1], local), own @ person_frame)
+    lengths = np.linalg.norm(local, axis=-1, keepdims=True)
+    growth = lengths / np.maximum(lengths[first], 1e-9)
+    turned = np.einsum("fnij,nj->fni", _shortest_rotation(local[[first]], local), own @ person_frame) * growth
     turned = np.where((seen & seen[PARENT_INDICES])[:, None], turned, local)
-    return np.einsum("fij,fnj->fni", frames @ frames[0].T @ person_frame, turned)
+    return np.einsum("fij,fnj->fni", frames @ frames[first].T @ person_frame, turned)
 
 
 def _limb_ratios(measured: np.ndarray, driver_lengths: np.ndarray, ratio: float) -> np.ndarray:
@@ -523,12 +544,12 @@ def _path(anchor, target, first, ratio, align, motion, reference, planar) -> np.
     return picture_path(anchor, target, first, ratio, motion, reference)
 
 
-def _head_rotation(motion, reference, head_driven, align, turn) -> np.ndarray | None:
-    """Head rotations `(F, 3, 3)`: the driver's, or the reference's on the turned torso."""
+def _head_rotation(motion, reference, head_driven, start, turn) -> np.ndarray | None:
+    """Head rotations `(F, 3, 3)`: the driver's (from frame `start` on), or the reference's on the turned torso."""
     own = None if reference.head is None else reference.head.rotation[0].astype(np.float64)
     if head_driven and motion.head is not None:
         rotation = motion.head.rotation.astype(np.float64)
-        return rotation @ rotation[0].T @ own if align == "first" and own is not None else rotation
+        return rotation if start is None or own is None else rotation @ rotation[start].T @ own
     return None if own is None else turn @ own
 
 

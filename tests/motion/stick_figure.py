@@ -53,13 +53,14 @@ class StickFigure:
         """The same person, `factor` times as large."""
         return StickFigure(**{name: value * factor for name, value in vars(self).items()})
 
-    def pose(self, motion: str, num_frames: int, fps: float = 24.0) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def pose(self, motion: str, num_frames: int, fps: float = 24.0) -> tuple[np.ndarray, ...]:
         """
         Args:
             motion (`str`): one of `MOTIONS`.
 
         Returns:
-            Joints `(F, 62, 3)` in world metres, head rotations `(F, 3, 3)`, and the planted feet `(F, 2)` bool (right, left).
+            Joints `(F, 62, 3)` in world metres, head rotations `(F, 3, 3)`, middles of the head `(F, 3)` and which feet are
+            planted, `(F, 2)` bool (right, left).
         """
         time = np.arange(num_frames) / fps
         zero = np.zeros(num_frames)
@@ -111,7 +112,6 @@ class StickFigure:
         head_rotation = facing @ _euler("yxz", -head[0], -head[1], head[2])
         center = neck + np.einsum("fij,j->fi", trunk, [0, -self.neck, 0])
         center = center + np.einsum("fij,j->fi", head_rotation, [0, -0.6 * self.head, 0])
-        self._center = center
         for name, offset in {
             "nose": (0, 0.15, -1.0),
             "right_eye": (-0.29, -0.12, -0.82),
@@ -137,7 +137,7 @@ class StickFigure:
             joints[:, JOINT_INDEX[f"{side}_knee"]] = knee
             joints[:, JOINT_INDEX[f"{side}_ankle"]] = ankle
             place(f"{side}_toe", ankle, facing, (0, 0.33 * self.foot, -np.sqrt(1 - 0.33**2) * self.foot))
-        return joints, head_rotation, planted
+        return joints, head_rotation, center, planted
 
     def _arm(self, joints, side, sign, shoulder, trunk, angles) -> None:
         """Arm from (sideways lift, forward swing, elbow bend) in degrees, then a slightly curled hand."""
@@ -215,7 +215,7 @@ class StickFigure:
             cut (`bool`): joints outside the picture have confidence 0, as nobody could see them.
         """
         focal_length = focal_length or 1.2 * max(width, height)
-        joints, head_rotation, _ = self.pose(motion, num_frames, fps)
+        joints, head_rotation, center, _ = self.pose(motion, num_frames, fps)
         stature = self.thigh + self.shin + 0.35 * self.foot + self.torso + self.neck + 1.7 * self.head
         neck_height = 0.97 * (self.thigh + self.shin) + 0.35 * self.foot + self.torso
         if framing == "full_body":
@@ -227,7 +227,7 @@ class StickFigure:
         place[0] += shift[0] * width * distance / focal_length
         place[1] += shift[1] * height * distance / focal_length
         joints = joints + place
-        center = self._center + place
+        center = center + place
         keypoints = project(joints, focal_length, width, height)
         inside = ((keypoints >= 0) & (keypoints <= [width, height])).all(axis=-1) & (joints[..., 2] > 0)
         neck, shoulders = JOINT_INDEX["neck"], [JOINT_INDEX["right_shoulder"], JOINT_INDEX["left_shoulder"]]
