@@ -63,6 +63,7 @@ class ConditionCache:
         face_tokens (`torch.Tensor` or `None`): Face tokens `(batch, frames, tokens, dim)`. Scope: one segment.
         rotary_emb (`tuple[torch.Tensor, torch.Tensor]` or `None`): Rotary tables of the video. Scope: one segment.
         blocks (`list[BlockConditionCache]`): One entry per transformer block.
+        batch_size (`int` or `None`): Batch size of the calls that filled it.
 
     Example:
         ```python
@@ -82,6 +83,7 @@ class ConditionCache:
         self.encoder_hidden_states: torch.Tensor | None = None
         self.encoder_hidden_states_image: torch.Tensor | None = None
         self.blocks: list[BlockConditionCache] = []
+        self.batch_size: int | None = None
         self.start_segment()
 
     def start_segment(self) -> None:

@@ -40,7 +40,10 @@ def _apply_rotary_emb(hidden_states: torch.Tensor, rotary_emb: RotaryTables) -> 
     # hidden_states (B, S, heads, head_dim) with neighbouring channels as pairs; tables (1, S, 1, head_dim / 2).
     cos, sin = rotary_emb
     x1, x2 = hidden_states.unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack((x1 * cos - x2 * sin, x1 * sin + x2 * cos), dim=-1)
+    rotated = torch.stack(
+        (torch.addcmul(x1 * cos, x2, sin, value=-1), torch.addcmul(x1 * sin, x2, cos)),
+        dim=-1,
+    )
     return rotated.flatten(-2).type_as(hidden_states)
 
 
@@ -403,9 +406,9 @@ class DreamActorTransformerBlock(nn.Module):
         shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self._modulation(temb)
 
         # 1. Self-attention
-        norm_hidden_states = (self.norm1(hidden_states.float()) * (1 + scale_msa) + shift_msa).type_as(hidden_states)
-        attn_output = self.attn1(norm_hidden_states, rotary_emb=rotary_emb, key_value=reference)
-        hidden_states = (hidden_states.float() + attn_output * gate_msa).type_as(hidden_states)
+        norm_hidden_states = torch.addcmul(shift_msa, self.norm1(hidden_states.float()), 1 + scale_msa)
+        attn_output = self.attn1(norm_hidden_states.type_as(hidden_states), rotary_emb=rotary_emb, key_value=reference)
+        hidden_states = torch.addcmul(hidden_states.float(), attn_output.float(), gate_msa).type_as(hidden_states)
 
         # 2. Cross-attention
         if context is not None:
@@ -419,15 +422,13 @@ class DreamActorTransformerBlock(nn.Module):
             hidden_states = hidden_states + self.ref_attn(norm_hidden_states, key_value=reference_context)
 
         # 4. Feed-forward
-        norm_hidden_states = (self.norm3(hidden_states.float()) * (1 + c_scale_msa) + c_shift_msa).type_as(
-            hidden_states
-        )
-        ff_output = self.ffn(norm_hidden_states)
-        hidden_states = (hidden_states.float() + ff_output.float() * c_gate_msa).type_as(hidden_states)
+        norm_hidden_states = torch.addcmul(c_shift_msa, self.norm3(hidden_states.float()), 1 + c_scale_msa)
+        ff_output = self.ffn(norm_hidden_states.type_as(hidden_states))
+        hidden_states = torch.addcmul(hidden_states.float(), ff_output.float(), c_gate_msa).type_as(hidden_states)
 
         # 5. Face Attn
         if face is not None:
-            hidden_states = hidden_states + face_scale * self.face_attn(hidden_states, face)
+            hidden_states = torch.add(hidden_states, self.face_attn(hidden_states, face), alpha=face_scale)
 
         return hidden_states
 
@@ -449,10 +450,10 @@ class DreamActorTransformerBlock(nn.Module):
         # step-caching hooks sit there, would count this as a denoising step and mix the two branches' outputs.
         shift_msa, scale_msa, gate_msa, c_shift_msa, c_scale_msa, c_gate_msa = self._modulation(temb)
 
-        norm_hidden_states = (self.norm1(hidden_states.float()) * (1 + scale_msa) + shift_msa).type_as(hidden_states)
-        query, key, value = _project_self(self.attn1, norm_hidden_states, rotary_emb)
+        norm_hidden_states = torch.addcmul(shift_msa, self.norm1(hidden_states.float()), 1 + scale_msa)
+        query, key, value = _project_self(self.attn1, norm_hidden_states.type_as(hidden_states), rotary_emb)
         attn_output = self.attn1.processor.attend(self.attn1, query, key, value)
-        hidden_states = (hidden_states.float() + attn_output * gate_msa).type_as(hidden_states)
+        hidden_states = torch.addcmul(hidden_states.float(), attn_output.float(), gate_msa).type_as(hidden_states)
 
         if context is not None:
             norm_hidden_states = self.norm2(hidden_states.float()).type_as(hidden_states)
@@ -464,11 +465,9 @@ class DreamActorTransformerBlock(nn.Module):
             norm_hidden_states = self.norm_ref(hidden_states.float()).type_as(hidden_states)
             reference_context = _project_key_value(self.ref_attn, norm_hidden_states)
 
-        norm_hidden_states = (self.norm3(hidden_states.float()) * (1 + c_scale_msa) + c_shift_msa).type_as(
-            hidden_states
-        )
-        ff_output = FeedForward.forward(self.ffn, norm_hidden_states)
-        hidden_states = (hidden_states.float() + ff_output.float() * c_gate_msa).type_as(hidden_states)
+        norm_hidden_states = torch.addcmul(c_shift_msa, self.norm3(hidden_states.float()), 1 + c_scale_msa)
+        ff_output = FeedForward.forward(self.ffn, norm_hidden_states.type_as(hidden_states))
+        hidden_states = torch.addcmul(hidden_states.float(), ff_output.float(), c_gate_msa).type_as(hidden_states)
         return hidden_states, (key, value), reference_context
 
 
@@ -688,6 +687,7 @@ class DreamActorTransformer3DModel(
         cache = condition_cache if condition_cache is not None else ConditionCache()
         if not cache.blocks:
             cache.blocks = [BlockConditionCache(enabled=condition_cache is not None) for _ in self.blocks]
+            cache.batch_size = batch_size
 
         # The first call of a segment fills the cache, and so does one that runs the reference branch.
         fills_cache = condition_cache is not None and (
@@ -873,6 +873,11 @@ class DreamActorTransformer3DModel(
         if condition_cache is not None:
             if torch.is_grad_enabled():
                 raise ValueError("`condition_cache` was given while gradients are recorded: it is for inference only.")
+            if condition_cache.batch_size not in (None, batch_size):
+                raise ValueError(
+                    f"`condition_cache` holds a batch of {condition_cache.batch_size}, but `hidden_states` one of"
+                    f" {batch_size}: call `clear()` first."
+                )
             cached_tokens = None if condition_cache.rotary_emb is None else condition_cache.rotary_emb[0].shape[1]
             if cached_tokens not in (None, num_tokens):
                 raise ValueError(

@@ -12,6 +12,7 @@ from diffusers import (
     WanTransformer3DModel,
 )
 from peft import LoraConfig
+from torch._dynamo.utils import counters
 
 from diffusers_dreamactor.models.condition_cache import BlockConditionCache, ConditionCache
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
@@ -437,13 +438,22 @@ class TestDiffusers:
         model = make_transformer(text_dim=16, num_layers=2, face_attention_interval=1)
         inputs = make_transformer_inputs(model)
         expected = model(**inputs).sample
+        unconditional = {name: inputs[name] for name in ("hidden_states", "timestep", "encoder_hidden_states")}
+        expected_unconditional = model(**unconditional).sample
         torch.compiler.reset()
+        counters.clear()
         model.compile_repeated_blocks(fullgraph=True, backend="aot_eager")
         torch.testing.assert_close(model(**inputs).sample, expected, atol=1e-5, rtol=0)
-        cache = ConditionCache()
+        graphs = counters["stats"]["unique_graphs"]
+        cache, unconditional_cache = ConditionCache(), ConditionCache()
         for _ in range(2):
-            torch.testing.assert_close(model(**inputs, condition_cache=cache).sample, expected, atol=1e-5, rtol=0)
-        cache.start_segment()
-        torch.testing.assert_close(model(**inputs, condition_cache=cache).sample, expected, atol=1e-5, rtol=0)
+            cache.start_segment()
+            unconditional_cache.start_segment()
+            for _ in range(2):
+                torch.testing.assert_close(model(**inputs, condition_cache=cache).sample, expected, atol=1e-5, rtol=0)
+                output = model(**unconditional, condition_cache=unconditional_cache).sample
+                torch.testing.assert_close(output, expected_unconditional, atol=1e-5, rtol=0)
         assert cache.has_references()
+        # One more graph for each guidance branch with a cache; none for filling it, none for the second segment.
+        assert counters["stats"]["unique_graphs"] == graphs + 2
         torch.compiler.reset()
