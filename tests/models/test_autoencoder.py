@@ -145,7 +145,7 @@ def test_streams_and_calls_interleave(vaes):
 def test_tiling_and_slicing_equal_autoencoder_kl_wan(vaes):
     vae, source = vaes
     ratio = vae.spatial_compression_ratio
-    latents, video = make_latents(3, size=64 // ratio, batch=2), make_video(5, size=64, batch=2)
+    latents, video = make_latents(2, size=48 // ratio, batch=2), make_video(5, size=48, batch=2)
     untiled = vae.decode_video(latents)
     for model in vaes:
         model.enable_tiling(32, 32, 16, 16)
@@ -238,7 +238,7 @@ def test_work_is_linear_in_length():
 
     def concatenated(model, length):
         with ElementCounter() as counter:
-            model.decode(make_latents(length))
+            model.decode(make_latents(length, size=1))
         return counter.concatenated
 
     # Past the start-up, doubling the added length doubles the added work; Diffusers' grows with the square.
@@ -267,7 +267,7 @@ def test_streams_run_in_bounded_memory(vaes):
 
     for encode in (False, True):
         assert peak(7, encode) > 0
-        assert peak(25, encode) == peak(7, encode)
+        assert peak(15, encode) == peak(7, encode)
 
 
 @torch.no_grad()
