@@ -47,7 +47,7 @@ from diffusers_dreamactor.pipelines.conditioning import (
 from diffusers_dreamactor.pipelines.driver import EXTEND, Driver, frame_index, iterate_frames, reflect_index
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
-from diffusers_dreamactor.processors.reference import Reference, load_picture
+from diffusers_dreamactor.processors.reference import Reference, load_picture, pick_complementary_frames
 
 
 logger = logging.get_logger(__name__)
@@ -756,8 +756,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         guidance = self.motion_processor(turn, reference.height, reference.width)
         clips = self.stream(reference, guidance=guidance, output_type="pil", **call_arguments)
         frames = [frame for clip in clips for frame in clip.frames[0]]
-        by_yaw = np.argsort(turn.yaw())
-        picks = by_yaw[np.linspace(0, len(by_yaw) - 1, count).round().astype(int)]
+        picks = pick_complementary_frames(turn, count)
         return [dataclasses.replace(reference, image=frames[i], motion=turn[i : i + 1]) for i in picks]
 
     @torch.no_grad()

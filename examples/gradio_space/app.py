@@ -34,7 +34,7 @@ def prepare(picture: str, video: str, drive: list[str], num_frames: int):
     return (references, guidance), str(preview)
 
 
-def animate(prepared, video: str, steps: int, guidance_scale: float, seed: int, progress=gr.Progress(track_tqdm=True)):
+def animate(prepared, video: str, steps: int, guidance_scale: float, seed: int, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
     """Generates from the guidance that was looked at; returns the video's path."""
     if prepared is None:
         raise gr.Error("Look at the guidance first.")
