@@ -1,6 +1,6 @@
 """The video autoencoder: Wan's, with normalised latents and streams in both directions."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 import torch
 from diffusers.models import AutoencoderKLWan
@@ -202,7 +202,7 @@ class DreamActorVAE(AutoencoderKLWan):
         full, rest = divmod(hidden_states.shape[2] - len(first), step)
         return hidden_states.split(first + [step] * full + [rest] * (rest > 0), dim=2)
 
-    def _run_slices(self, function, hidden_states: torch.Tensor, feat_cache: dict) -> torch.Tensor:
+    def _run_slices(self, function: Callable, hidden_states: torch.Tensor, feat_cache: dict) -> torch.Tensor:
         if not self.use_slicing:
             return function(hidden_states, feat_cache)
         slices = [
