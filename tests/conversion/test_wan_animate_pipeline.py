@@ -1,9 +1,11 @@
 """`WanAnimatePipeline` and the `DreamActorPipeline` converted from its repository give the same frames."""
 
+import json
 
 import numpy as np
 import pytest
 import torch
+from diffusers import DiffusionPipeline
 from PIL import Image
 
 from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
@@ -45,7 +47,7 @@ def dreamactor(converted) -> DreamActorPipeline:
 
 @pytest.fixture(scope="module")
 def compare(wan_animate, dreamactor):
-    """Runs both pipelines on the same pictures; gives the frames `(F, 3, H, W)` in [0, 1] of source and ours."""
+    """Runs both pipelines on the same pictures; gives the frames `(B, F, 3, H, W)` in [0, 1] of source and ours."""
     wan_animate.set_progress_bar_config(disable=True)
     generator = torch.Generator().manual_seed(5)
     text_dim = wan_animate.transformer.config.text_dim
@@ -53,7 +55,16 @@ def compare(wan_animate, dreamactor):
     negative_prompt_embeds = torch.randn(1, 512, text_dim, generator=generator)
     reference = pictures(1, HEIGHT, WIDTH, seed=1)[0]
 
-    def compare(num_frames: int, guidance_scale: float, mode: str = "animate", seed: int = 0, steps: int = 3, **ours):
+    def compare(
+        num_frames: int,
+        guidance_scale: float,
+        mode: str = "animate",
+        steps: int = 3,
+        pipeline: DreamActorPipeline = dreamactor,
+        source_prompts: dict | None = None,
+        our_prompts: dict | None = None,
+        **shared,
+    ):
         skeleton, face = (
             pictures(num_frames, HEIGHT, WIDTH, seed=2),
             pictures(num_frames, FACE_SIZE, FACE_SIZE, seed=3),
@@ -71,23 +82,24 @@ def compare(wan_animate, dreamactor):
             "mode": mode,
             "output_type": "pt",
             **scene,
+            **shared,
         }
+        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
         expected = wan_animate(
             pose_video=skeleton,
             face_video=face,
             segment_frame_length=SEGMENT_FRAMES,
-            prompt_embeds=prompt_embeds,
-            negative_prompt_embeds=negative_prompt_embeds,
-            generator=torch.Generator().manual_seed(seed),
+            generator=torch.Generator().manual_seed(0),
             **shared,
-        ).frames[0]
-        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
-        arguments = shared | embeds | {"segment_frames": SEGMENT_FRAMES} | ours
-        actual = dreamactor(
+            **(embeds if source_prompts is None else source_prompts),
+        ).frames
+        actual = pipeline(
             guidance=MotionGuidance.from_frames(skeleton=skeleton, face=face, fps=30.0),
-            generator=torch.Generator().manual_seed(seed),
-            **arguments,
-        ).frames[0]
+            segment_frames=SEGMENT_FRAMES,
+            generator=torch.Generator().manual_seed(0),
+            **shared,
+            **(embeds if our_prompts is None else our_prompts),
+        ).frames
         return expected, actual
 
     return compare
@@ -113,3 +125,66 @@ class TestSameFrames:
 
     def test_three_segments(self, compare):
         assert_same_frames(*compare(24, 3.0, "replace", steps=2))
+
+    def test_stored_prompt_stands_for_the_usual_one(self, compare):
+        usual = {"prompt": "视频中的人在做动作"}
+        expected, actual = compare(9, 3.0, source_prompts=usual, our_prompts={})
+        assert_same_frames(expected, actual)
+        other, _ = compare(9, 3.0, source_prompts={"prompt": "a person"})
+        assert (other - expected).abs().max() > 1e-3
+
+    def test_own_prompt_with_the_text_encoder_kept(self, compare, wan_animate_source, tmp_path):
+        from convert_wan_animate import convert
+
+        convert(str(wan_animate_source), tmp_path / "with-text", keep_text_encoder=True)
+        pipeline = DreamActorPipeline.from_pretrained(tmp_path / "with-text")
+        prompts = {"prompt": "a person", "negative_prompt": "person  a &amp; "}
+        assert_same_frames(*compare(9, 3.0, pipeline=pipeline, source_prompts=prompts, our_prompts=prompts))
+
+    def test_several_videos(self, compare):
+        usual = {"prompt": "视频中的人在做动作"}
+        expected, actual = compare(14, 1.0, source_prompts=usual, our_prompts={}, num_videos_per_prompt=2)
+        assert len(expected) == 2 and (expected[0] - expected[1]).abs().max() > 1e-3
+        assert_same_frames(expected, actual)
+
+    def test_given_noise(self, compare):
+        latents = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(7))
+        assert_same_frames(*compare(9, 1.0, latents=latents))
+
+
+class TestRepository:
+    def test_index_is_what_saving_writes(self, converted, dreamactor, tmp_path):
+        dreamactor.save_pretrained(tmp_path / "saved")
+        written, saved = (
+            json.loads((path / "model_index.json").read_text()) for path in (converted, tmp_path / "saved")
+        )
+        del saved["_name_or_path"]
+        assert written == saved
+
+    def test_diffusers_finds_the_pipeline(self, converted):
+        pipeline = DiffusionPipeline.from_pretrained(converted)
+        assert type(pipeline) is DreamActorPipeline
+        assert type(pipeline.vae).__name__ == "DreamActorVAE" and pipeline.text_encoder is None
+        assert pipeline.config.wan_animate is True
+        config = pipeline.config
+        assert (config.num_inference_steps, config.guidance_scale, config.segment_frames) == (20, 1.0, 77)
+
+    def test_defaults_are_the_source_s(self, dreamactor):
+        """Without arguments: 20 steps, no guidance, segments of 77 frames."""
+        skeleton, face = pictures(3, HEIGHT, WIDTH, seed=2), pictures(3, FACE_SIZE, FACE_SIZE, seed=3)
+        reference = pictures(1, HEIGHT, WIDTH, seed=1)[0]
+        steps = []
+
+        def count(pipeline, step, timestep, callback_kwargs):
+            steps.append(callback_kwargs["latents"].shape)
+            return callback_kwargs
+
+        dreamactor(
+            reference,
+            guidance=MotionGuidance.from_frames(skeleton=skeleton, face=face, fps=30.0),
+            height=HEIGHT,
+            width=WIDTH,
+            callback_on_step_end=count,
+        )
+        assert steps == [(1, 16, 21, HEIGHT // 8, WIDTH // 8)] * 20
+        assert not dreamactor.do_classifier_free_guidance
