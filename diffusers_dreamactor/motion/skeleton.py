@@ -293,6 +293,15 @@ OPENPOSE_BODY25_MAPPING = {
     "right_toe": (22, 23),
 }
 
+# DWPose's 134 whole-body points in OpenPose's order: 18 body, 6 feet, 68 face, 21 + 21 hand points.
+DWPOSE_MAPPING = {
+    **OPENPOSE_COCO18_MAPPING,
+    "left_toe": (18, 19),
+    "right_toe": (21, 22),
+    **_hand_mapping("left", 92),
+    **_hand_mapping("right", 113),
+}
+
 
 def _smplx_hand_mapping(side: str, first: dict[str, int], tips: dict[str, int], wrist: int) -> dict:
     mapping = {f"{side}_hand_wrist": (wrist,)}
