@@ -5,6 +5,7 @@ Lengths are in the unit of the positions: metres in 3D, pixels in the image plan
 """
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 
 from .skeleton import (
     AVERAGE_TORSO_LENGTH,
@@ -84,6 +85,44 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     cumulative = np.cumsum(weights[order]) / weights.sum()
     low, high = np.searchsorted(cumulative, [0.5 - 1e-9, 0.5 + 1e-9])
     return float((values[order[low]] + values[order[min(high, len(order) - 1)]]) / 2)
+
+
+def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray | None, fps: float) -> np.ndarray:
+    """
+    How much too large, and so too far away, a capture from one camera takes the person to be in every frame: bones and
+    head do not grow in a video. The weighted median over the bones, smoothed over half a second.
+
+    Args:
+        positions (`(F, 62, 3)`): joints in metres.
+        seen (`(F, 62)` bool): which of them were seen.
+        head_radius (`(F,)`, *optional*): in metres, NaN where not known.
+        fps (`float`): frames in a second.
+
+    Returns:
+        `(F,)`, 1 where nothing can be said; `positions` divided by it have the same projection and a steady size.
+    """
+    weights = np.where(np.arange(NUM_JOINTS) == JOINT_INDEX["nose"], 0.0, _SIZE_WEIGHTS)
+    used = np.flatnonzero(weights)
+    lengths = np.linalg.norm(bone_vectors(positions)[:, used], axis=-1)
+    lengths[~seen_bones(seen)[:, used]] = np.nan
+    weights = weights[used]
+    if head_radius is not None:
+        lengths = np.concatenate([lengths, head_radius[:, None]], axis=1)
+        weights = np.append(weights, 2.0)
+    known = np.isfinite(lengths)
+    # What is only seen now and then has no typical length to compare with.
+    weights = known * weights * known.mean(axis=0) ** 2
+    frames = np.flatnonzero(weights.any(axis=1))
+    if len(frames) == 0:
+        return np.ones(len(positions))
+    typical = np.array([np.median(column[mask]) if mask.any() else 1.0 for column, mask in zip(lengths.T, known.T)])
+    ratios = np.where(known, lengths / np.maximum(typical, 1e-9), np.inf)[frames]
+    order = np.argsort(ratios, axis=1, kind="stable")
+    cumulative = np.cumsum(np.take_along_axis(weights[frames], order, axis=1), axis=1)
+    middle = np.argmax(cumulative >= 0.5 * cumulative[:, -1:], axis=1)
+    ratio = np.take_along_axis(ratios, np.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
+    logarithm = np.interp(np.arange(len(positions)), frames, np.log(np.clip(ratio, 0.5, 2.0)))
+    return np.exp(gaussian_filter1d(logarithm, 0.5 * fps, mode="nearest"))
 
 
 def body_scale(lengths: np.ndarray) -> float:

@@ -9,6 +9,8 @@ from .sequence import MotionSequence, project
 from .skeleton import JOINT_INDEX
 
 
+# Metres; a capture's depth error must not put a joint behind the camera.
+NEAREST_DEPTH = 0.05
 # No part of the picture shows what is nearer than this share of the reference's distance.
 NEAREST_SHARE = 0.15
 # Contact of a foot with the ground, in units of the driver's torso length: the greatest speed (a second) and height.
