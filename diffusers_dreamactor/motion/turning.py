@@ -30,7 +30,7 @@ def turning_motion(reference: MotionSequence, num_frames: int, max_yaw: float = 
         raise ValueError("`reference` has no body in 3D, but a turn needs one.")
     turn = max_yaw * np.sin(np.linspace(0, 2 * np.pi, num_frames))
     # y points down, so a turn of the face towards image right is a negative rotation about y
-    rotation = Rotation.from_euler("y", -turn, degrees=True).as_matrix().astype(np.float32)
+    rotation = Rotation.from_euler("y", -turn[:, None], degrees=True).as_matrix().astype(np.float32)
     motion = reference.hold(num_frames)
     camera = (motion.focal_length, motion.width, motion.height)
     axis = reference.body.joints[0, NECK]

@@ -415,30 +415,31 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         elif motion is not None:
             motion.validate()
             motion = motion if fps is None else motion.resample(fps)
+        # speech or another video's face alone: body and head stay as in the reference
+        own_pose = motion is None
         motion_tokens = None
         if face_video is not None:
-            rate = motion.fps if motion is not None else fps
+            rate = fps if own_pose else motion.fps
             face_source = VideoReader(face_video, fps=rate, num_frames=None if extend else num_frames)
             face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
-            motion = face_motion if motion is None else MotionSequence.compose(face_motion, motion, motion)
+            if own_pose:
+                motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
+            motion = MotionSequence.compose(face=face_motion, head=motion, body=motion)
         if audio is not None:
-            rate = fps or (motion.fps if motion is not None else self.config.fps)
-            length = num_frames if motion is None else (num_frames or motion.num_frames)
-            motion_tokens = self.encode_audio(audio, rate, length)
-            if motion is None:
-                # speech alone: body and head stay as in the reference
-                motion = dataclasses.replace(reference.motion, fps=rate).hold(len(motion_tokens))
-                drive = ("face",)
+            rate = fps or (self.config.fps if own_pose else motion.fps)
+            motion_tokens = self.encode_audio(audio, rate, num_frames or (None if own_pose else motion.num_frames))
+            if own_pose:
+                motion = dataclasses.replace(reference.motion, fps=rate, face=None).hold(len(motion_tokens))
 
         index = frame_index(motion.num_frames, num_frames, extend)
         face_crop = None
         if "face" not in drive:
             face_source, face_crop, motion_tokens = None, reference.face_crop, None
-        if retarget_motion:
+        if retarget_motion and not own_pose:
             motion = retarget(
                 motion, reference.motion, height, width, align=align, bone_scale=bone_scale, drive=tuple(drive)
             )
-        else:
+        elif not own_pose:
             motion = resize_motion(motion, height, width)
         return Driver(
             index,
@@ -579,11 +580,14 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
         inputs = self.audio_feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
         features = inputs[self.audio_feature_extractor.model_input_names[0]]
+        # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
+        hop = getattr(self.audio_feature_extractor, "hop_length", rate // 100)
         if self.audio_encoder is not None:
             features = features.to(get_module_execution_device(self.audio_encoder), self.audio_encoder.dtype)
             features = self.audio_encoder(features).last_hidden_state
+            hop = self.audio_encoder.config.inputs_to_logits_ratio
         features = features.to(self._execution_device, self.audio_motion_encoder.dtype)
-        return self.audio_motion_encoder(features, num_frames)[0].float().cpu().numpy()
+        return self.audio_motion_encoder(features, num_frames, rate / hop / fps)[0].float().cpu().numpy()
 
     def encode_face(self, guidance: MotionGuidance, batch_size: int) -> torch.Tensor | None:
         """Face motion tokens `(B, F, motion_dim)` of a segment; `None` when it has no face."""

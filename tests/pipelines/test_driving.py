@@ -1,0 +1,150 @@
+import dataclasses
+
+import numpy as np
+import PIL.Image
+import pytest
+import torch
+
+from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
+from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
+
+from ..motion.stick_figure import StickFigure
+
+
+SIZE = {"num_inference_steps": 1, "segment_frames": 9, "output_type": "latent", "guidance_scale": 1.0}
+
+
+@pytest.fixture(scope="module")
+def pipe() -> DreamActorPipeline:
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.fixture(scope="module")
+def person():
+    return StickFigure().film("stand", num_frames=1, framing="half_body", width=64, height=64, cut=False)
+
+
+@pytest.fixture(scope="module")
+def motion():
+    motion = StickFigure().film("wave", num_frames=14, framing="half_body", width=640, height=480, cut=False)
+    crops = np.random.default_rng(0).integers(0, 256, (14, 64, 64, 3), dtype=np.uint8)
+    return dataclasses.replace(motion, face=dataclasses.replace(motion.face, crops=crops))
+
+
+@pytest.fixture(scope="module")
+def references(pipe, person):
+    picture = PIL.Image.fromarray(np.random.default_rng(1).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    return pipe.prepare_references(picture, 64, 64, reference_motion=person)
+
+
+def generate(pipe, references, seed=0, **arguments):
+    return pipe(references, generator=torch.Generator().manual_seed(seed), **{**SIZE, **arguments}).frames
+
+
+def test_guidance_drawn_before_gives_the_same_video(pipe, references, motion, tmp_path):
+    direct = generate(pipe, references, motion=motion)
+    guidance = pipe.prepare_guidance(references, motion=motion)
+    assert len(guidance) == 14 and guidance.fps == motion.fps
+    guidance.save(tmp_path / "guidance.safetensors")
+    again = generate(pipe, references, guidance=MotionGuidance.load(tmp_path / "guidance.safetensors"))
+    torch.testing.assert_close(direct, again)
+
+
+def test_parts_that_are_not_driven_stay_as_in_the_reference(pipe, references, motion, person):
+    full = pipe.prepare_guidance(references, motion=motion)
+    assert (full.skeleton[0] != full.skeleton[7]).any() and (full.face[0] != full.face[7]).any()
+    still = pipe.prepare_guidance(references, motion=motion, drive=("face",))
+    assert (still.skeleton == still.skeleton[:1]).all() and (still.sphere == still.sphere[:1]).all()
+    np.testing.assert_array_equal(still.face, full.face)
+    own = pipe.motion_processor(dataclasses.replace(person, face=None), 64, 64)
+    np.testing.assert_array_equal(still.skeleton[0], own.skeleton[0])
+    body = pipe.prepare_guidance(references, motion=motion, drive=("body", "head"))
+    assert body.face is None or (body.face == body.face[:1]).all()
+
+
+def test_speech_moves_only_the_face(pipe, references):
+    rate = pipe.audio_feature_extractor.sampling_rate
+    time = np.arange(rate) / rate
+    speech = (0.3 * np.sin(2 * np.pi * 220 * time) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
+    guidance = pipe.prepare_guidance(references, audio=speech)
+    assert len(guidance) == 24 and guidance.fps == 24.0
+    assert (guidance.skeleton == guidance.skeleton[:1]).all()
+    assert guidance.motion_tokens.shape == (24, 32)
+    # the sound goes on and off: so do the tokens
+    assert np.abs(guidance.motion_tokens[3] - guidance.motion_tokens[7]).max() > 1e-3
+    spoken = generate(pipe, references, audio=speech, num_frames=9)
+    silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9)
+    assert (spoken - silent).abs().max() > 1e-4
+    assert len(pipe.prepare_guidance(references, audio=speech, fps=30, num_frames=10)) == 10
+
+
+def test_a_looped_driver_turns_back(pipe, references, motion):
+    guidance = pipe.prepare_guidance(references, motion=motion, num_frames=20, extend="loop")
+    for forth, back in ((12, 14), (11, 15), (8, 18)):
+        np.testing.assert_array_equal(guidance.skeleton[forth], guidance.skeleton[back])
+        np.testing.assert_array_equal(guidance.face[forth], guidance.face[back])
+
+
+def test_pseudo_references_change_the_video(pipe, references, motion):
+    plain = generate(pipe, references, motion=motion, num_frames=5)
+    more = generate(pipe, references, motion=motion, num_frames=5, num_pseudo_references=2)
+    assert plain.shape == more.shape and (plain - more).abs().max() > 1e-4
+
+
+def test_motion_at_another_rate(pipe, references, motion):
+    assert len(pipe.prepare_guidance(references, motion=motion, fps=12)) == 7
+
+
+def test_memory_of_a_stream_does_not_grow_with_the_length(pipe, references, motion):
+    """What is alive between segments, counted over all tensors: the same after few and after many segments."""
+    import gc
+
+    def alive() -> int:
+        gc.collect()
+        tensors = [thing for thing in gc.get_objects() if torch.is_tensor(thing)]
+        return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)
+
+    sizes = []
+    segments = pipe.stream(references, motion=motion, num_frames=60, extend="loop", **{**SIZE, "output_type": "pt"})
+    for segment in segments:
+        del segment
+        sizes.append(alive())
+    assert len(sizes) == 8
+    assert max(sizes[2:7]) <= sizes[1] * 1.02
+
+
+def test_nan_in_a_motion_is_refused(pipe, references, motion):
+    keypoints = motion.body.keypoints.copy()
+    keypoints[3, 5] = np.nan
+    broken = dataclasses.replace(motion, body=dataclasses.replace(motion.body, keypoints=keypoints))
+    with pytest.raises(ValueError, match="finite"):
+        generate(pipe, references, motion=broken)
+
+
+def test_real_picture_and_video(pipe, media):
+    result = pipe(
+        media / "reference_scholar.jpeg",
+        media / "carphone.mp4",
+        num_frames=9,
+        height=64,
+        width=96,
+        **{**SIZE, "output_type": "pil"},
+    )
+    assert len(result.frames[0]) == 9 and result.frames[0][0].size == (96, 64)
+    assert result.fps == pytest.approx(30000 / 1001)
+
+
+def test_a_picture_without_a_person(pipe, media, motion):
+    empty = PIL.Image.new("RGB", (64, 64), "gray")
+    with pytest.raises(ValueError, match="No person was found in `image`.*retarget=False"):
+        generate(pipe, empty, motion=motion)
+    latents = generate(pipe, empty, motion=motion, retarget=False, num_frames=5)
+    assert latents.shape[2] == 2
+
+
+def test_a_video_without_a_person(pipe, media, references):
+    gray = [PIL.Image.new("RGB", (64, 64), "gray")] * 3
+    with pytest.raises(ValueError, match="shows no person"):
+        generate(pipe, references, video=gray)
