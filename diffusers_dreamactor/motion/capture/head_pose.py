@@ -17,6 +17,8 @@ _BALL_CENTRE = np.array([0.0, 1.5, -3.0])
 _BALL_RADIUS = 11.0
 # The middle of the face's surface: where its size in the picture is that of the landmarks.
 _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
+# A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
+_POSE_FACE_ERROR = 0.35
 # OpenGL's camera axes (y up, z towards the camera) to ours (y down, z away).
 _FLIP = np.diag([1.0, -1.0, -1.0])
 
@@ -103,6 +105,14 @@ class FaceLook:
     def pose_error(self, keypoints: np.ndarray) -> float:
         """How far nose, eyes and mouth of a pose `(33, 2)` lie from this face's, in sides of the face."""
         return float(np.linalg.norm(keypoints[_POSE_POINTS] - self.points, axis=1).mean() / self.side)
+
+    def fits(self, keypoints: np.ndarray) -> bool:
+        """Whether a pose `(33, 2)` has its face here and its shoulders where the neck must be."""
+        down = self.rotation[:2, 1]
+        neck = keypoints[[11, 12]].mean(axis=0) - self.middle
+        # Seen from above or below the head's own down points into the picture, and says nothing.
+        below = np.linalg.norm(down) < 0.5 or neck @ down / np.linalg.norm(down) > 0.35 * self.side
+        return bool(below and self.pose_error(keypoints) < _POSE_FACE_ERROR)
 
 
 def rotation_from_face_matrix(matrix: np.ndarray) -> np.ndarray:
@@ -245,6 +255,11 @@ def estimate_heads(
     found = np.array([look is not None for look in looks])
     template = _POSE_FACE_IN_HEAD
 
+    # Frames without the person get an average head and an upright trunk, so that everything below is defined.
+    standing = np.zeros((33, 3))
+    standing[_POSE_FACE], standing[[11, 12]] = _POSE_FACE_IN_HEAD, [[0.2, 0.2, 0.0], [-0.2, 0.2, 0.0]]
+    standing[[23, 24]] = [[0.1, 0.7, 0.0], [-0.1, 0.7, 0.0]]
+    world = np.where(body_seen[:, None, None], world, standing)
     by_pose = head_rotation_from_pose(world, visibility)
     sight = visibility[:, _POSE_FACE].mean(axis=1)
     trunk = torso_rotation(world)

@@ -5,6 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -16,9 +17,30 @@ from .tracking import Person, colour_histogram
 
 
 MAX_PEOPLE = 4
+PEOPLE_WORKERS = 2
+# The face landmarker sees a square this many times as wide as the face.
+FACE_CROP = 3.0
 # Crops are scaled to this many pixels: the landmarkers' own inputs are 192 to 256, from the part that holds face or hand.
 _CROP_PIXELS = 384
 _stderr_lock = threading.Lock()
+
+
+@dataclass
+class Hand:
+    """
+    A hand found in one frame.
+
+    Args:
+        keypoints (`(21, 2)`): pixels of the frame.
+        world (`(21, 3)`): metres about the hand's middle, x right, y down, z away from the camera.
+        is_left (`bool`): whether it looks like a left hand.
+        score (`float`): how sure that is, in [0, 1].
+    """
+
+    keypoints: np.ndarray
+    world: np.ndarray
+    is_left: bool
+    score: float
 
 
 @contextmanager
@@ -58,39 +80,45 @@ class Landmarkers:
     """
     The pose, face and hand landmarkers; a context manager that closes them.
 
-    `find_people` follows people from frame to frame inside MediaPipe; the others look at single crops. MediaPipe's own
-    smoothing, which lags, is off in all of them.
+    All but one look at single pictures: in MediaPipe's video mode one pose that is being followed keeps others from being
+    found. The exception is `follow`, for somebody whom the detector, which goes by faces, has lost.
 
     Args:
         folder (`Path`): holds the three bundles.
-        video (`bool`): whether `find_people` gets the frames of a video in order.
-        fps (`float`): their rate.
     """
 
-    def __init__(self, folder: Path, video: bool, fps: float):
+    def __init__(self, folder: Path):
         from mediapipe import Image as MediaPipeImage
         from mediapipe import ImageFormat
         from mediapipe.tasks.python import BaseOptions, vision
 
-        self._fps = fps
         self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
-        self._video = video
         self._warm: set[str] = set()
+        self._clock = 0
         self._stack = ExitStack()
 
         def options(name: str) -> BaseOptions:
             return BaseOptions(model_asset_path=str(folder / name))
 
-        mode = vision.RunningMode.VIDEO if video else vision.RunningMode.IMAGE
         with _native_logs_off():
-            self._people = self._stack.enter_context(
-                vision.PoseLandmarker.create_from_options(
-                    # More than one pose: MediaPipe then leaves its smoothing filter out.
-                    vision.PoseLandmarkerOptions(options(POSE_MODEL), running_mode=mode, num_poses=MAX_PEOPLE)
+            self._people = [
+                self._stack.enter_context(
+                    vision.PoseLandmarker.create_from_options(
+                        vision.PoseLandmarkerOptions(options(POSE_MODEL), num_poses=MAX_PEOPLE)
+                    )
                 )
-            )
+                for _ in range(PEOPLE_WORKERS)
+            ]
             self._person = self._stack.enter_context(
                 vision.PoseLandmarker.create_from_options(vision.PoseLandmarkerOptions(options(POSE_MODEL)))
+            )
+            self._followed = self._stack.enter_context(
+                vision.PoseLandmarker.create_from_options(
+                    # More than one pose: MediaPipe then leaves out its smoothing, which lags.
+                    vision.PoseLandmarkerOptions(
+                        options(POSE_MODEL), running_mode=vision.RunningMode.VIDEO, num_poses=2
+                    )
+                )
             )
             self._face = self._stack.enter_context(
                 vision.FaceLandmarker.create_from_options(
@@ -123,13 +151,12 @@ class Landmarkers:
             self._warm.add(name)
         return result
 
-    def find_people(self, frame: np.ndarray, index: int) -> list[Person]:
-        """Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out."""
-        image = self._to_image(frame)
-        if self._video:
-            result = self._detect("pose", self._people.detect_for_video, image, round(index * 1000 / self._fps))
-        else:
-            result = self._detect("pose", self._people.detect, image)
+    def find_people(self, frame: np.ndarray, worker: int = 0) -> list[Person]:
+        """
+        Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out. Calls for
+        different workers, under `PEOPLE_WORKERS`, may run at the same time.
+        """
+        result = self._detect("pose", self._people[worker].detect, self._to_image(frame))
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
         people = [
             _person(landmarks, world, size, np.zeros(2))
@@ -149,19 +176,49 @@ class Landmarkers:
         person = _person(
             result.pose_landmarks[0], result.pose_world_landmarks[0], np.array([side, side]), np.array([x0, y0])
         )
+        person.appearance = colour_histogram(frame, person)
         return person if _is_upright_on_neck(person) else None
 
+    def follow(self, frame: np.ndarray, person: Person, previous: np.ndarray | None) -> Person | None:
+        """
+        The person who was at `person` a frame before, by MediaPipe's tracking from frame to frame, which needs no face.
+
+        Everything but the surroundings of the person is blacked out, so that nobody else is followed. `previous`, the frame
+        that `person` was seen in, is given when following begins.
+        """
+        x0, y0, x1, y1 = person.box
+        reach = 0.3 * max(x1 - x0, y1 - y0)
+        left, top = (int(max(value - reach, 0)) for value in (x0, y0))
+        right, bottom = int(max(x1 + reach, left + 1)), int(max(y1 + reach, top + 1))
+        size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
+        # The first look may still be at whoever was followed before.
+        for picture in (frame,) if previous is None else (previous, previous, frame):
+            masked = np.zeros_like(picture)
+            masked[top:bottom, left:right] = picture[top:bottom, left:right]
+            self._clock += 33
+            result = self._detect("pose", self._followed.detect_for_video, self._to_image(masked), self._clock)
+        found = [
+            _person(landmarks, world, size, np.zeros(2))
+            for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
+        ]
+        found = [each for each in found if each.distance(person) < 0.35]
+        if not found:
+            return None
+        best = min(found, key=lambda each: each.distance(person))
+        best.appearance = colour_histogram(frame, best)
+        return best
+
     def find_face(
-        self, frame: np.ndarray, guesses: list[tuple[np.ndarray, float]], crop_scale: float
+        self, frame: np.ndarray, guesses: list[tuple[np.ndarray, float]], accept: Callable[[FaceLook], bool]
     ) -> FaceLook | None:
-        """The face at the first of `guesses` (middle and side in pixels) that has one, seen at its proper size."""
+        """The face at the first of `guesses` (middle and side in pixels) with one to `accept`, seen at its proper size."""
         for middle, side in guesses:
-            look = self._look_at_face(frame, middle, crop_scale * side)
-            if look is None:
+            look = self._look_at_face(frame, middle, FACE_CROP * side)
+            if look is None or not accept(look):
                 continue
             if not 0.6 < look.side / side < 1.7:
                 # Found in a crop that did not fit: once more, so that landmarks are as exact as in other frames.
-                look = self._look_at_face(frame, look.middle, crop_scale * look.side) or look
+                look = self._look_at_face(frame, look.middle, FACE_CROP * look.side) or look
             return look
         return None
 
@@ -181,21 +238,16 @@ class Landmarkers:
             side,
         )
 
-    def find_hands(
-        self, frame: np.ndarray, middle: np.ndarray, side: float
-    ) -> list[tuple[np.ndarray, np.ndarray, bool, float]]:
-        """
-        Hands in a square around `middle`: keypoints (21, 2) in pixels, world points (21, 3) in metres, whether it is a left
-        hand, and how sure that is.
-        """
+    def find_hands(self, frame: np.ndarray, middle: np.ndarray, side: float) -> list[Hand]:
+        """Up to two hands in a square around `middle`, in pixels of the frame."""
         crop, x0, y0, side = _crop(frame, middle, side)
         result = self._detect("hand", self._hands.detect, self._to_image(crop))
         return [
-            (
-                _points(landmarks, "xy") * side + np.array([x0, y0]),
-                _points(world, "xyz"),
-                handedness[0].category_name == "Left",
-                float(handedness[0].score),
+            Hand(
+                keypoints=_points(landmarks, "xy") * side + np.array([x0, y0]),
+                world=_points(world, "xyz"),
+                is_left=handedness[0].category_name == "Left",
+                score=float(handedness[0].score),
             )
             for landmarks, world, handedness in zip(
                 result.hand_landmarks, result.hand_world_landmarks, result.handedness
@@ -214,7 +266,11 @@ def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
 def _is_upright_on_neck(person: Person) -> bool:
     """A small person is sometimes taken upside down, the shoulders on the hat. Mouths are nearer to necks than eyes are."""
     shoulders = person.keypoints[[11, 12]]
-    neck = shoulders.mean(axis=0)
-    eyes = np.linalg.norm(person.keypoints[[2, 5]].mean(axis=0) - neck)
-    mouth = np.linalg.norm(person.keypoints[[9, 10]].mean(axis=0) - neck)
-    return bool(mouth < eyes + 0.05 * np.linalg.norm(shoulders[0] - shoulders[1]))
+    slack = 0.05 * np.linalg.norm(shoulders[0] - shoulders[1])
+    for points, allowed in ((person.world, 0.0), (person.keypoints, slack)):
+        neck = points[[11, 12]].mean(axis=0)
+        eyes = np.linalg.norm(points[[2, 5]].mean(axis=0) - neck)
+        mouth = np.linalg.norm(points[[9, 10]].mean(axis=0) - neck)
+        if mouth >= eyes + allowed:
+            return False
+    return True

@@ -2,9 +2,10 @@
 
 import os
 import shutil
+from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -19,18 +20,16 @@ from ..sequence import MotionSequence
 from .body_pose import PoseObservations, hand_is_plausible
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
 from .head_pose import FaceLook, head_guess
-from .landmarkers import Landmarkers
+from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Hand, Landmarkers
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
-from .tracking import CutDetector, Person, PersonTracker, drop_duplicates
+from .tracking import CutDetector, Person, PersonTracker, Track, drop_duplicates
 
 
 logger = logging.get_logger(__name__)
 
-# The face landmarker sees a square crop this many times as wide as the face, at this many pixels.
-_FACE_CROP = 3.0
-# A face further than this from the pose's face, in sides of the face, and one of the two is wrong.
-_POSE_FACE_ERROR = 0.35
+# Likeness of colours (Bhattacharyya) from which somebody found by looking again can be the person followed.
+_ALIKE = 0.5
 # How long after (or before) it was seen a person is looked for where it was.
 _SEARCH_SECONDS = 1.0
 
@@ -149,7 +148,7 @@ class MediaPipeCapture:
         is_image = isinstance(video, Image.Image)
         reader = VideoReader([video.convert("RGB")] if is_image else video, fps=fps)
         what = "picture" if is_image else "video"
-        with Landmarkers(self.folder, video=len(reader) > 1, fps=reader.fps) as landmarkers:
+        with Landmarkers(self.folder) as landmarkers:
             survey = self._survey(reader, landmarkers, progress)
             chosen = select_person(survey.tracker.tracks, survey.shots, person, reader.width, reader.height)
             describe_people(survey.tracker, chosen, survey.shots, person, reader.fps)
@@ -171,20 +170,26 @@ class MediaPipeCapture:
         survey = _Survey(PersonTracker(reader.fps))
         cuts = CutDetector()
         bar = tqdm(total=len(reader), desc="Finding people", unit="frame", disable=not progress)
-        with ThreadPoolExecutor(1) as executor, bar:
-            # One frame ahead: the next one is decoded while this one's people are found.
-            frames = iter(reader)
-            ahead = next(frames, None)
-            while ahead is not None:
-                frame, index = ahead, survey.num_frames
-                found = executor.submit(landmarkers.find_people, frame, index)
-                ahead = next(frames, None)
+        with ThreadPoolExecutor(PEOPLE_WORKERS) as executor, bar:
+            pending = deque()
+
+            def take_in() -> None:
+                frame, found = pending.popleft()
                 cut = cuts.update(frame)
                 if cut:
-                    survey.cuts.append(index)
-                survey.tracker.update(index, drop_duplicates(found.result()), cut)
+                    survey.cuts.append(survey.num_frames)
+                survey.tracker.update(survey.num_frames, drop_duplicates(found.result()), cut)
                 survey.num_frames += 1
                 bar.update()
+
+            for index, frame in enumerate(reader):
+                worker = index % PEOPLE_WORKERS
+                pending.append((frame, executor.submit(landmarkers.find_people, frame, worker)))
+                # Each worker has one frame at a time; the next ones are decoded meanwhile.
+                if len(pending) == PEOPLE_WORKERS:
+                    take_in()
+            while pending:
+                take_in()
         return survey
 
     def _look_closer(
@@ -199,21 +204,35 @@ class MediaPipeCapture:
         observed = PoseObservations.empty(survey.num_frames)
         looks: list[FaceLook | None] = [None] * survey.num_frames
         expected = _expected_heads(chosen, survey.shots, reader.fps)
-        nobody = not survey.tracker.tracks
-        last_look, last_frame = None, -1
-        starts = {shot.start for shot in survey.shots}
-        pending = []
+        tracks = survey.tracker.tracks
+        starts = {shot.start: shot for shot in survey.shots}
+        last_look, look_frame = None, -1
+        last_person, last_frame = None, None
+        own, following = None, False
+        pending = deque()
         bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=not progress)
         with ThreadPoolExecutor(1) as executor, bar:
             for index, frame in enumerate(reader):
-                if index in starts or index - last_frame > _SEARCH_SECONDS * reader.fps:
+                if index in starts:
+                    last_look = last_person = None
+                    numbers = {each[0] for each in chosen[starts[index]] if each is not None}
+                    own = tracks[numbers.pop()] if numbers else None
+                if index - look_frame > _SEARCH_SECONDS * reader.fps:
                     last_look = None
+                scene = _Scene(own, [t.detections[index] for t in tracks if t is not own and index in t.detections])
                 person = None if chosen[index] is None else chosen[index][1]
-                guesses = list(_face_guesses(frame, person, last_look, expected[index], nobody))
-                look = landmarkers.find_face(frame, guesses, _FACE_CROP)
-                look, person = _agree(landmarkers, frame, look, person, last_look)
+                if person is None and last_person is not None:
+                    found = landmarkers.follow(frame, last_person, None if following else last_frame)
+                    person = found if found is not None and scene.may_be_own(found) else None
+                    following = person is not None
+                else:
+                    following = False
+                guesses = _face_guesses(frame, person, last_look, expected[index], not tracks)
+                look = landmarkers.find_face(frame, guesses, lambda look: scene.face_may_be_own(look, person))  # noqa: B023
+                look, person = _agree(landmarkers, frame, look, person, last_look, scene)
                 if look is not None:
-                    looks[index], last_look, last_frame = look, look, index
+                    looks[index], last_look, look_frame = look, look, index
+                last_person, last_frame = person, frame
                 if person is not None:
                     observed.keypoints[index] = person.keypoints
                     observed.world[index] = person.world
@@ -221,7 +240,7 @@ class MediaPipeCapture:
                     # Hands of this frame are found while the next frame's face is.
                     pending.append(executor.submit(_find_hands, landmarkers, frame, person, index, observed))
                 while len(pending) > 3:
-                    pending.pop(0).result()
+                    pending.popleft().result()
                 bar.update()
             for hands in pending:
                 hands.result()
@@ -291,7 +310,27 @@ def _face_guesses(
         yield middle, 1.8 * side
     if nobody:
         height, width = frame.shape[:2]
-        yield np.array([width / 2, height / 2]), max(width, height) / _FACE_CROP
+        yield np.array([width / 2, height / 2]), max(width, height) / FACE_CROP
+
+
+@dataclass
+class _Scene:
+    """Who is in one frame: the track of the person who is followed, and the other people."""
+
+    own: Track | None
+    others: list[Person]
+
+    def may_be_own(self, person: Person) -> bool:
+        """Whether a pose found by looking again is the one followed: not somebody else there, and dressed alike."""
+        if any(person.distance(other) < 0.3 for other in self.others):
+            return False
+        return self.own is None or float(person.appearance @ self.own.appearance) > _ALIKE
+
+    def face_may_be_own(self, look: FaceLook, person: Person | None) -> bool:
+        """Whether a face is not that of somebody else."""
+        theirs = min((look.pose_error(other.keypoints) for other in self.others), default=np.inf)
+        ours = 0.8 if person is None else look.pose_error(person.keypoints)
+        return theirs >= ours
 
 
 def _agree(
@@ -300,22 +339,20 @@ def _agree(
     look: FaceLook | None,
     person: Person | None,
     last_look: FaceLook | None,
+    scene: _Scene,
 ) -> tuple[FaceLook | None, Person | None]:
     """
     Face and pose of one frame made to fit: where they do not, or there is no pose, the pose is done again on a crop
     around the person that the face belongs to; if that does not help, the one that fits the last frame is kept.
     """
-    if look is None or (person is not None and look.pose_error(person.keypoints) < _POSE_FACE_ERROR):
+    if look is None or (person is not None and look.fits(person.keypoints)):
         return look, person
-    best = None
     for reach, below in ((6.5, 1.5), (4.5, 0.9), (9.0, 2.2)):
         again = landmarkers.find_person(frame, look.middle + np.array([0, below * look.side]), reach * look.side)
-        if again is not None and (best is None or look.pose_error(again.keypoints) < look.pose_error(best.keypoints)):
-            best = again
-        if best is not None and look.pose_error(best.keypoints) < _POSE_FACE_ERROR:
-            return look, best
+        if again is not None and look.fits(again.keypoints) and scene.may_be_own(again):
+            return look, again
     steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
-    if person is None or steady:
+    if (person is None and scene.own is None) or steady:
         return look, None
     return None, person
 
@@ -332,11 +369,28 @@ def _find_hands(
             continue
         reach = max(np.linalg.norm(wrist - elbow), 0.6 * np.linalg.norm(keypoints[11] - keypoints[12]), 8.0)
         middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
-        best_distance = np.inf
-        for hand, world, is_left, score in landmarkers.find_hands(frame, middle, 2.0 * reach):
-            plausible, distance = hand_is_plausible(hand, keypoints, visibility, side, is_left)
-            if plausible and distance < best_distance:
-                best_distance = distance
-                observed.hand_keypoints[index, side] = hand
-                observed.hand_world[index, side] = world
-                observed.hand_score[index, side] = np.clip(score * (1 - 0.4 * distance), 0, 1)
+        hand = _best_hand(landmarkers.find_hands(frame, middle, 2.0 * reach), person, side)
+        if hand is not None:
+            low, high = hand.keypoints.min(axis=0), hand.keypoints.max(axis=0)
+            centre, extent = (low + high) / 2, (high - low).max()
+            if np.abs(centre - middle).max() > 0.35 * reach:
+                # At the crop's edge fingers may be cut off: once more, with the hand in the middle.
+                for again in landmarkers.find_hands(frame, centre, 3.0 * extent):
+                    if np.linalg.norm(again.keypoints.mean(axis=0) - hand.keypoints.mean(axis=0)) < 0.5 * extent:
+                        hand = replace(again, score=hand.score)
+                        break
+            observed.hand_keypoints[index, side] = hand.keypoints
+            observed.hand_world[index, side] = hand.world
+            observed.hand_score[index, side] = hand.score
+
+
+def _best_hand(hands: list[Hand], person: Person, side: int) -> Hand | None:
+    """Of the hands in a crop the one nearest to the wrist on `side`, of those that belong to it."""
+    best, best_distance = None, np.inf
+    for hand in hands:
+        plausible, distance = hand_is_plausible(
+            hand.keypoints, person.keypoints, person.visibility, side, hand.is_left
+        )
+        if plausible and distance < best_distance:
+            best, best_distance = replace(hand, score=hand.score * (1 - 0.4 * distance)), distance
+    return best
