@@ -59,7 +59,8 @@ def random_pipeline(seed: int = 0) -> DreamActorPipeline:
         motion_processor=MotionGuidanceProcessor(face_size=64, area=128 * 128),
         pose_encoder=pose_encoder,
         audio_motion_encoder=audio_motion_encoder,
-        audio_feature_extractor=Speech2TextFeatureExtractor(feature_size=40, num_mel_bins=40),
+        # variances are not normalised: those of silence are zero
+        audio_feature_extractor=Speech2TextFeatureExtractor(feature_size=40, num_mel_bins=40, normalize_vars=False),
         num_inference_steps=4,
         segment_frames=33,
     )

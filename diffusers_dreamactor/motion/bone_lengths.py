@@ -5,7 +5,7 @@ Lengths are in the unit of the positions: metres in 3D, pixels in the image plan
 """
 
 import numpy as np
-from scipy.ndimage import gaussian_filter1d
+from scipy.ndimage import gaussian_filter1d, median_filter
 
 from .skeleton import (
     AVERAGE_TORSO_LENGTH,
@@ -90,7 +90,7 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
 def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray | None, fps: float) -> np.ndarray:
     """
     How much too large, and so too far away, a capture from one camera takes the person to be in every frame: bones and
-    head do not grow in a video. The weighted median over the bones, smoothed over half a second.
+    head do not grow in a video. The weighted median over the bones, and over a second.
 
     Args:
         positions (`(F, 62, 3)`): joints in metres.
@@ -122,7 +122,9 @@ def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray 
     middle = np.argmax(cumulative >= 0.5 * cumulative[:, -1:], axis=1)
     ratio = np.take_along_axis(ratios, np.take_along_axis(order, middle[:, None], axis=1), axis=1)[:, 0]
     logarithm = np.interp(np.arange(len(positions)), frames, np.log(np.clip(ratio, 0.5, 2.0)))
-    return np.exp(gaussian_filter1d(logarithm, 0.5 * fps, mode="nearest"))
+    # The median first: where a capture changes its mind, it does so from one frame to the next.
+    logarithm = median_filter(logarithm, 2 * int(round(0.5 * fps)) + 1, mode="nearest")
+    return np.exp(gaussian_filter1d(logarithm, 0.1 * fps, mode="nearest"))
 
 
 def body_scale(lengths: np.ndarray) -> float:

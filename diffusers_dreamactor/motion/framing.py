@@ -30,22 +30,20 @@ ANKLES = CONTACT_JOINTS[:2]
 
 def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
     """
-    How much each joint counts as seen, `(F, ...)` in [0, 1], from its confidence: 1 from a confidence of 0.5 on, gaps of up
-    to half a second closed (captures interpolate them), and fading over 0.3 seconds before a joint comes and after it
-    goes, where captures hold its value.
+    How much each joint counts as seen, `(F, ...)` in [0, 1], from its confidence: 1 from a confidence of 0.5 on and in gaps of
+    up to a second, fading slowly (over a second) before a joint comes and after it goes, as a person would move.
     """
     seen = confidence >= 0.5
     if seen.all() or not seen.any():
         return seen.astype(np.float64)
-    half_gap, half_fade = int(np.ceil(0.25 * fps)), int(round(0.15 * fps))
+    half = int(np.ceil(0.5 * fps))
 
-    def widen(mask: np.ndarray, by: int) -> np.ndarray:
-        return maximum_filter1d(mask, 2 * by + 1, axis=0, mode="constant")
+    def widen(mask: np.ndarray) -> np.ndarray:
+        return maximum_filter1d(mask, 2 * half + 1, axis=0, mode="constant")
 
-    near = widen(seen, half_gap)
-    closed = ~widen(~near, half_gap) | seen
-    weights = uniform_filter1d(widen(closed, half_fade).astype(np.float64), 2 * half_fade + 1, axis=0, mode="nearest")
-    return np.clip(weights, 0.0, 1.0)
+    closed = ~widen(~widen(seen)) | seen
+    weights = uniform_filter1d(widen(closed).astype(np.float64), 2 * half + 1, axis=0, mode="nearest")
+    return np.clip(weights * weights * (3 - 2 * weights), 0.0, 1.0)
 
 
 def picture_path(

@@ -1,6 +1,7 @@
 """How bones point: the directions of a driver on a reference person, and what bones do that are not driven."""
 
 import numpy as np
+from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from .bone_lengths import PARENT_INDICES, bone_vectors, size_ratio
@@ -180,6 +181,67 @@ def turned_from_first(
     turned = np.einsum("fnij,nj->fni", shortest_rotation(local[[first]], local), own @ person_frame) * growth
     turned = np.where((seen & seen[PARENT_INDICES])[:, None], turned, local)
     return np.einsum("fij,fnj->fni", frames @ frames[first].T @ person_frame, turned)
+
+
+def fill_directions(vectors: np.ndarray, seen: np.ndarray, frames: np.ndarray) -> np.ndarray:
+    """
+    Bone vectors `(F, 62, 3)` with those of unseen bones interpolated between the frames in which they are `seen`
+    `(F, 62)`: limbs within the axes of the torso, `frames` `(F, 3, 3)`. Bones never seen are left as they are.
+    """
+    vectors = vectors.copy()
+    times = np.arange(len(vectors))
+    for joint in np.flatnonzero(seen.any(axis=0) & ~seen.all(axis=0)):
+        known = seen[:, joint]
+        local = vectors[:, joint]
+        if joint not in (*SHOULDERS, *HIPS):
+            local = np.einsum("fji,fj->fi", frames, local)
+        filled = np.stack([np.interp(times[~known], times[known], axis[known]) for axis in local.T], axis=-1)
+        if joint not in (*SHOULDERS, *HIPS):
+            filled = np.einsum("fij,fj->fi", frames[~known], filled)
+        vectors[~known, joint] = filled
+    return vectors
+
+
+def reach_with_arms(
+    vectors: np.ndarray,
+    driver: np.ndarray,
+    lengths: np.ndarray,
+    driver_lengths: np.ndarray,
+    unseen_elbow: dict[str, np.ndarray],
+    fps: float,
+) -> np.ndarray:
+    """
+    Arms whose wrist is seen but whose elbow is a guess, as of a hand raised before a chest: the wrist goes where the
+    driver's is, as seen from the shoulder and in lengths of the whole arm, and the elbow follows by two-bone inverse
+    kinematics, bent to where the driver's guess is.
+
+    Args:
+        vectors (`(F, 62, 3)`): bone vectors of the result, for the arms with a seen elbow.
+        driver (`(F, 62, 3)`): the driver's joints.
+        lengths, driver_lengths (`(62,)`): bone lengths of both, known for the arms.
+        unseen_elbow (`dict`): by side, how much of this is wanted in every frame, `(F,)` in [0, 1].
+    """
+    vectors = vectors.copy()
+    for side, weight in unseen_elbow.items():
+        if weight.max() == 0:
+            continue
+        shoulder, elbow, wrist = (JOINT_INDEX[f"{side}_{name}"] for name in ("shoulder", "elbow", "wrist"))
+        upper, lower = lengths[elbow], lengths[wrist]
+        line = driver[:, wrist] - driver[:, shoulder]
+        axis = normalized(line)
+        scale = (upper + lower) / (driver_lengths[elbow] + driver_lengths[wrist])
+        reach = np.linalg.norm(line, axis=-1) * scale
+        reach = np.clip(reach, 1.01 * abs(upper - lower) + 1e-6, 0.999 * (upper + lower))
+        guess = gaussian_filter1d(driver[:, elbow] - driver[:, shoulder], 0.25 * fps, axis=0, mode="nearest")
+        bend = normalized(guess - np.sum(guess * axis, axis=-1, keepdims=True) * axis)
+        along = (reach**2 + upper**2 - lower**2) / (2 * reach)
+        out = np.sqrt(np.maximum(upper**2 - along**2, 0.0))
+        to_elbow = axis * along[:, None] + bend * out[:, None]
+        to_wrist = axis * reach[:, None] - to_elbow
+        for joint, solved in ((elbow, to_elbow), (wrist, to_wrist)):
+            mixed = (1 - weight)[:, None] * vectors[:, joint] + weight[:, None] * solved
+            vectors[:, joint] = normalized(mixed) * lengths[joint]
+    return vectors
 
 
 def limb_ratios(measured: np.ndarray, driver_lengths: np.ndarray, ratio: float) -> np.ndarray:

@@ -10,6 +10,7 @@ from .bone_lengths import (
     complete_lengths,
     measure_lengths,
     scale_offsets,
+    seen_bones,
     size_error,
     size_ratio,
 )
@@ -34,8 +35,10 @@ from .pose_transfer import (
     RIGHT_SHOULDER,
     SHOULDERS,
     complete_pose,
+    fill_directions,
     held_hips,
     limb_ratios,
+    reach_with_arms,
     rotate,
     shortest_rotation,
     torso_frames,
@@ -57,6 +60,7 @@ ALIGNMENTS = ("framing", "first", "none")
 NOSE = JOINT_INDEX["nose"]
 BELOW_NECK = [joint for joint in range(NUM_JOINTS) if joint not in HEAD_JOINTS]
 ARMS = [*BONE_GROUPS["arm"], *BONE_GROUPS["forearm"]]
+FINGERS = list(range(20, NUM_JOINTS))
 LEG_BONES = (*BONE_GROUPS["thigh"], *BONE_GROUPS["shin"])
 LEGS = [*LEG_BONES, *BONE_GROUPS["foot"]]
 
@@ -160,7 +164,8 @@ def retarget(
     # The driver: joints, and how much each counts as seen.
     if motion.body is not None:
         driver, driver_seen = _positions(motion, planar), motion.body.confidence >= 0.5
-        seen = trust_chains(seen_weights(motion.body.confidence, motion.fps))
+        self_seen = seen_weights(motion.body.confidence, motion.fps)
+        seen = trust_chains(self_seen)
         if not planar:
             radius = None
             if motion.head is not None:
@@ -169,7 +174,7 @@ def retarget(
             driver = driver / size_error(driver, driver_seen, radius, motion.fps)[:, None, None]
     else:
         driver, driver_seen = np.tile(person, (num_frames, 1, 1)), np.zeros((num_frames, NUM_JOINTS), dtype=bool)
-        seen = np.zeros((num_frames, NUM_JOINTS))
+        self_seen = seen = np.zeros((num_frames, NUM_JOINTS))
     present = np.maximum(seen[:, ROOT], seen[:, HEAD_JOINTS].max(axis=1))
     first = int(np.argmax(present >= 0.5))
     if planar:
@@ -186,7 +191,9 @@ def retarget(
     weights[:, HEAD_JOINTS] *= head_driven
     weights[:, BELOW_NECK] *= body_driven
     own = bone_vectors(person)
-    vectors = bone_vectors(driver)
+    frames = torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
+    shown = trust_chains(driver_seen)
+    vectors = fill_directions(bone_vectors(driver), seen_bones(shown), frames)
     if planar:
         vectors = vectors * limb_ratios(measured, driver_lengths, ratio)[:, None]
     else:
@@ -195,10 +202,16 @@ def retarget(
         lengths = np.tile(lengths, (num_frames, 1))
         lengths[:, NOSE] *= stretch
     if align == "first":
-        frames = torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
         vectors = turned_from_first(vectors, frames, first, person_frame, own, person_seen[0])
     if not planar:
         vectors = with_length(vectors, lengths)
+        if align != "first":
+            arms = np.where(np.isfinite(driver_lengths), driver_lengths, lengths[0] / ratio)
+            guessed = {
+                side: weights[:, wrist] * (1 - self_seen[:, elbow])
+                for side, elbow, wrist in (("right", *ARMS[::2]), ("left", *ARMS[1::2]))
+            }
+            vectors = reach_with_arms(vectors, driver, lengths[0], arms, guessed, motion.fps)
 
     def blend(joints: list[int], held: np.ndarray) -> None:
         weight = weights[:, joints, None]
@@ -266,6 +279,8 @@ def retarget(
         share = weights.copy()
         share[:, ROOT] = seen[:, ROOT] * body_driven
         confidence = share * motion.body.confidence + (1 - share) * confidence
+        # On its way between the driver's pose and the reference's, a hand's fingers mean nothing.
+        confidence[:, FINGERS] *= np.abs(2 * share[:, FINGERS] - 1)
     head = None
     if turned_head is not None:
         follow = head_driven and motion.head is not None

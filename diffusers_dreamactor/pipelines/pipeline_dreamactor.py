@@ -574,6 +574,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         """
         rate = self.audio_feature_extractor.sampling_rate
         samples = load_audio(audio, rate) if isinstance(audio, str | Path) else np.asarray(audio, dtype=np.float32)
+        if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
+            raise ValueError(
+                f"`audio` has the shape {samples.shape}, but has to be a path or a mono waveform `(samples,)` of finite"
+                " values."
+            )
         available = max(1, int(len(samples) / rate * fps))
         num_frames = available if num_frames is None else num_frames
         length = round(num_frames / fps * rate)

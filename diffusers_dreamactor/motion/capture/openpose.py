@@ -23,12 +23,9 @@ import numpy as np
 from diffusers.utils import logging
 
 from ..camera import default_focal_length
-from ..filtering import fill_gaps, fill_rotations, smooth, smooth_boxes, smooth_rotations
-from ..lifting import estimate_heads, lift_keypoints
-from ..sequence import FaceTrack, MotionSequence
+from ..sequence import MotionSequence
 from ..skeleton import (
     BODY,
-    BONES,
     DWPOSE_MAPPING,
     LEFT_HAND,
     NUM_HAND_JOINTS,
@@ -38,8 +35,7 @@ from ..skeleton import (
     RIGHT_HAND,
     map_joints,
 )
-from .from_joints import motion_from_joints
-from .head_pose import face_box
+from .from_keypoints import confidence_from_scores, motion_from_keypoints
 
 
 logger = logging.get_logger(__name__)
@@ -276,34 +272,11 @@ def load_openpose_motion(
         if detection is None:
             continue
         keypoints[index] = detection.keypoints
-        confidence[index] = np.clip(0.5 * detection.scores / threshold, 0, 1)
+        confidence[index] = confidence_from_scores(detection.scores, threshold)
         if len(detection.face) >= 10:
             boxes[index] = np.concatenate([detection.face.min(axis=0), detection.face.max(axis=0)])
             face_confidence[index] = 1.0
-    keypoints, confidence = fill_gaps(keypoints, confidence, fps)
-    # A joint that was never seen lies at its parent's place, where it does no harm.
-    never = (confidence == 0).all(axis=0)
-    for child, parent in BONES:
-        if never[child]:
-            keypoints[:, child] = keypoints[:, parent]
-    if smoothed:
-        keypoints = smooth(keypoints, confidence, fps)
-
     focal_length = focal_length or default_focal_length(width, height)
-    rotation, head_confidence = estimate_heads(keypoints, confidence, focal_length, width, height)
-    rotation = fill_rotations(rotation, head_confidence > 0)
-    if smoothed:
-        rotation = smooth_rotations(rotation, np.maximum(head_confidence, 0.05), fps)
-    joints = lift_keypoints(keypoints, confidence, width, height, focal_length, rotation)
-    motion = motion_from_joints(joints, confidence, fps, width, height, focal_length, rotation)
-    if motion.head is not None:
-        motion.head.confidence = head_confidence.astype(np.float32)
-    motion.people = np.array([-1 if detection is None else 0 for detection in followed], dtype=np.int64)
-    if face_confidence.any():
-        boxes, face_confidence = fill_gaps(boxes[:, None], face_confidence[:, None], fps)
-        boxes, face_confidence = face_box(boxes[:, 0]), face_confidence[:, 0]
-        if smoothed:
-            boxes = smooth_boxes(boxes, np.maximum(face_confidence, 0.05), fps)
-        motion.face = FaceTrack(boxes, face_confidence)
-    motion.validate()
-    return motion
+    return motion_from_keypoints(
+        keypoints, confidence, boxes, face_confidence, fps, width, height, focal_length, smoothed=smoothed
+    )
