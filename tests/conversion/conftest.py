@@ -54,16 +54,15 @@ def randomise(model: torch.nn.Module) -> torch.nn.Module:
     return model.eval()
 
 
-def make_vae() -> AutoencoderKLWan:
-    return randomise(
-        AutoencoderKLWan(
-            base_dim=4,
-            z_dim=16,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-        )
-    )
+def make_vae(**config) -> AutoencoderKLWan:
+    tiny = {
+        "base_dim": 4,
+        "z_dim": 16,
+        "dim_mult": [1, 1, 1, 1],
+        "num_res_blocks": 1,
+        "temperal_downsample": [False, True, True],
+    }
+    return randomise(AutoencoderKLWan(**(tiny | config)))
 
 
 def make_text_encoder() -> tuple[UMT5EncoderModel, T5Tokenizer]:
