@@ -303,6 +303,43 @@ DWPOSE_MAPPING = {
 }
 
 
+def _goliath_hand_mapping(side: str, first: int, wrist: int) -> dict[str, tuple[int, ...]]:
+    # Each finger from its tip to its knuckle, thumb first.
+    fingers = {
+        f"{side}_hand_{finger}_{i}": (first + 4 * number + 4 - i,)
+        for number, finger in enumerate(FINGER_NAMES)
+        for i in range(1, 5)
+    }
+    return {f"{side}_wrist": (wrist,), f"{side}_hand_wrist": (wrist,), **fingers}
+
+
+# Sapiens' 308 points ("Goliath" or "Sociopticon": 21 of body and feet, 21 + 21 of the hands, 7 more of the body, and the
+# face from 70 on).
+GOLIATH_MAPPING = {
+    "nose": (0,),
+    "neck": (5, 6),
+    "right_shoulder": (6,),
+    "right_elbow": (8,),
+    "left_shoulder": (5,),
+    "left_elbow": (7,),
+    "right_hip": (10,),
+    "right_knee": (12,),
+    "right_ankle": (14,),
+    "left_hip": (9,),
+    "left_knee": (11,),
+    "left_ankle": (13,),
+    "right_eye": (2,),
+    "left_eye": (1,),
+    "right_ear": (4,),
+    "left_ear": (3,),
+    "left_toe": (15, 16),
+    "right_toe": (18, 19),
+    **_goliath_hand_mapping("right", 21, 41),
+    **_goliath_hand_mapping("left", 42, 62),
+}
+GOLIATH_FACE = slice(70, 308)
+
+
 def _smplx_hand_mapping(side: str, first: dict[str, int], tips: dict[str, int], wrist: int) -> dict:
     mapping = {f"{side}_hand_wrist": (wrist,)}
     for finger in FINGER_NAMES:
