@@ -37,6 +37,8 @@ REGIONS = {
 SANE_RANGE = {"head": (0.4, 2.5), "left_hand": (0.4, 2.5), "right_hand": (0.4, 2.5), "body": (0.5, 2.0)}
 # From this ratio on between the two sides of one person, one of them is taken to be a wrong depth.
 SIDE_TOLERANCE = 1.25
+# A change of size over a video by about this share or less is noise, and not followed.
+STEADY_SIZE = 0.02
 
 # How much a bone says about the size of the whole body: the trunk does not bend, limbs foreshorten.
 _SIZE_WEIGHTS = np.zeros(NUM_JOINTS)
@@ -124,6 +126,7 @@ def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray 
     logarithm = np.interp(np.arange(len(positions)), frames, np.log(np.clip(ratio, 0.5, 2.0)))
     # The median first: where a capture changes its mind, it does so from one frame to the next.
     logarithm = median_filter(logarithm, 2 * int(round(0.5 * fps)) + 1, mode="nearest")
+    logarithm = logarithm**3 / (logarithm**2 + STEADY_SIZE**2)
     return np.exp(gaussian_filter1d(logarithm, 0.1 * fps, mode="nearest"))
 
 

@@ -77,8 +77,8 @@ def trust_chains(seen: np.ndarray) -> np.ndarray:
         seen[:, pair] = seen[:, pair].max(axis=1, keepdims=True)
     seen[:, ROOT] = np.maximum(seen[:, ROOT], seen[:, RIGHT_SHOULDER])
     for side, hand in HANDS.items():
-        for chain in (("wrist", "elbow"), ("toe", "ankle", "knee")):
-            joints = [JOINT_INDEX[f"{side}_{name}"] for name in chain]
+        for chain in (("wrist", "elbow"), ("toe", "ankle", "knee"), ("ear", "eye", "nose")):
+            joints = [JOINT_INDEX["nose" if name == "nose" else f"{side}_{name}"] for name in chain]
             if chain[0] == "wrist":
                 joints.insert(0, hand.start)
             for child, parent in zip(joints, joints[1:]):

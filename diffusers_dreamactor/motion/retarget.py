@@ -175,8 +175,9 @@ def retarget(
     else:
         driver, driver_seen = np.tile(person, (num_frames, 1, 1)), np.zeros((num_frames, NUM_JOINTS), dtype=bool)
         self_seen = seen = np.zeros((num_frames, NUM_JOINTS))
-    present = np.maximum(seen[:, ROOT], seen[:, HEAD_JOINTS].max(axis=1))
-    first = int(np.argmax(present >= 0.5))
+    surely_seen = seen > 0.9999
+    present = surely_seen[:, [ROOT, *HEAD_JOINTS]].any(axis=1)
+    first = int(np.argmax(present))
     if planar:
         # Sizes in pixels change with the distance: those at the start are the ones to compare.
         window = slice(first, first + max(1, round(motion.fps)))
@@ -192,8 +193,7 @@ def retarget(
     weights[:, BELOW_NECK] *= body_driven
     own = bone_vectors(person)
     frames = torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
-    shown = trust_chains(driver_seen)
-    vectors = fill_directions(bone_vectors(driver), seen_bones(shown), frames)
+    vectors = fill_directions(bone_vectors(driver), seen_bones(surely_seen), frames)
     if planar:
         vectors = vectors * limb_ratios(measured, driver_lengths, ratio)[:, None]
     else:
@@ -227,7 +227,7 @@ def retarget(
         if align != "none" and not planar and person_seen[0, ANKLES].any():
             walk_ratio = size_ratio(lengths[0], driver_lengths, LEG_BONES)
             walked = world_path(driver[:, ROOT], person[ROOT], first, walk_ratio)
-            shown = np.mean(weights[:, ANKLES].max(axis=1) >= 0.5) >= 0.5 * np.mean(present >= 0.5)
+            shown = np.mean(weights[:, ANKLES].max(axis=1) >= 0.5) >= 0.5 * np.mean(present)
             grounded = bool(shown and walked[:, 2].min() > NEAREST_WALK * person[ROOT, 2])
             path = walked if grounded else path
     elif anchor == "none":
@@ -273,7 +273,7 @@ def retarget(
     else:
         joints[..., 2] = np.maximum(joints[..., 2], NEAREST_DEPTH)
         keypoints = project(joints, reference.focal_length, width, height)
-    visible = present[:, None] if body_driven else np.ones((num_frames, 1))
+    visible = present[:, None].astype(np.float32) if body_driven else np.ones((num_frames, 1), dtype=np.float32)
     confidence = np.broadcast_to(reference.body.confidence, (num_frames, NUM_JOINTS))
     if motion.body is not None:
         share = weights.copy()
@@ -286,11 +286,11 @@ def retarget(
         follow = head_driven and motion.head is not None
         head = place_head(motion, reference, driver, person, joints, turned_head, follow, ratio, planar)
         head.radius *= np.float32(bone_scale.get("face", 1.0))
-        head.confidence *= visible[:, 0].astype(np.float32)
+        head.confidence = head.confidence * visible[:, 0]
     body = BodyTrack(np.full_like(joints, np.nan) if planar else joints, keypoints, confidence * visible)
     result = MotionSequence(motion.fps, width, height, reference.focal_length, body, head, face, motion.people)
     if body_driven:
-        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present > 0.99)
+        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present)
     return result
 
 
