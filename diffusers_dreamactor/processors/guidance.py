@@ -313,7 +313,8 @@ class MotionGuidanceProcessor(ProcessorMixin):
         self.face_motion = FaceMotionProcessor(
             face_size, face_scale, face_shift, face_smoothing, threshold, hold_decay
         )
-        self.reference = ReferenceProcessor(area, size_multiple, face_size, face_scale, face_shift, threshold)
+        pad = style == "wan"
+        self.reference = ReferenceProcessor(area, size_multiple, face_size, face_scale, face_shift, threshold, pad)
 
     def __call__(
         self, motion: MotionSequence, height: int, width: int, frames: Iterable[np.ndarray] | None = None

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from diffusers.configuration_utils import register_to_config
+from diffusers.pipelines.wan.image_processor import WanAnimateImageProcessor
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..motion.sequence import MotionSequence
@@ -58,6 +59,8 @@ class ReferenceProcessor(ProcessorMixin):
         size_multiple (`int`): what heights and widths are multiples of.
         face_size (`int`), face_scale, face_shift (`float`): `size`, `scale` and `shift` of [`FaceMotionProcessor`].
         threshold (`float`): joints and faces with less confidence count as not seen.
+        pad (`bool`): whether a picture of another aspect than the height and width that are asked for is shown whole, with
+            black bars, as Wan2.2-Animate's pipeline does it, instead of cut.
 
     Raises:
         ValueError: an area too small for one multiple, or a multiple that is not positive.
@@ -72,6 +75,7 @@ class ReferenceProcessor(ProcessorMixin):
         face_scale: float = 1.15,
         face_shift: float = 0.0,
         threshold: float = 0.5,
+        pad: bool = False,
     ):
         if size_multiple < 1:
             raise ValueError(f"`size_multiple` is {size_multiple}, but it has to be a positive whole number.")
@@ -87,7 +91,8 @@ class ReferenceProcessor(ProcessorMixin):
         width: int | None = None,
     ) -> Reference:
         """
-        Brings a picture to the generation size: scaled to cover it, the middle kept, or as much of the person as fits.
+        Brings a picture to the generation size: scaled to cover it, the middle kept, or as much of the person as fits (to
+        a height and width that were both given: whole, with `pad`).
 
         Args:
             image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`): turned upright by its
@@ -105,12 +110,20 @@ class ReferenceProcessor(ProcessorMixin):
             ValueError: a size that is not a multiple of `size_multiple`, or another type of picture.
         """
         picture = load_picture(image)
+        pad = self.config.pad and height is not None and width is not None
         height, width = self.generation_size(picture.height, picture.width, height, width)
         motion = capture
         if not (capture is None or isinstance(capture, MotionSequence)):
             motion = getattr(capture, "capture", capture)(picture)
-        window = _cover_window(picture, motion, height, width, self.config.threshold)
-        reference = _cut(picture, motion, window, height, width)
+        if pad:
+            window = _whole_window(picture, height, width)
+            padded = WanAnimateImageProcessor(resample="bilinear").resize(picture, height, width, resize_mode="fill")
+            reference = Reference(image=padded, height=height, width=width)
+            if motion is not None:
+                reference.motion = _move_to_window(motion[:1], window, height, width)
+        else:
+            window = _cover_window(picture, motion, height, width, self.config.threshold)
+            reference = _cut(picture, motion, window, height, width)
         if motion is None:
             return reference
         reference.scale = self.decide_scale(reference.motion)
@@ -327,6 +340,13 @@ def _cover_window(
             middle = np.clip(middle, np.minimum(high - window / 2, low + window / 2), low + window / 2)
             middle = np.where(too_large, [(low[0] + high[0]) / 2, low[1] + window[1] / 2], middle)
     return _window_around(picture, *middle.tolist(), *window.tolist())
+
+
+def _whole_window(picture: Image.Image, height: int, width: int) -> tuple[float, float, float, float]:
+    """The smallest window of the generation size's aspect that holds the whole picture, in its middle."""
+    scale = max(picture.width / width, picture.height / height)
+    left, top = (picture.width - width * scale) / 2, (picture.height - height * scale) / 2
+    return left, top, left + width * scale, top + height * scale
 
 
 def _cut(

@@ -151,6 +151,12 @@ class TestSameFrames:
         latents = torch.randn(1, 16, 4, HEIGHT // 8, WIDTH // 8, generator=torch.Generator().manual_seed(7))
         assert_same_frames(*compare(9, 1.0, latents=latents))
 
+    @pytest.mark.parametrize("size", [(32, 32), (50, 41), (96, 144)])
+    def test_reference_of_another_size(self, compare, size):
+        """The source shows it whole, with black bars; its image encoder sees it without."""
+        picture = pictures(1, *size, seed=6)[0]
+        assert_same_frames(*compare(5, 1.0, image=picture))
+
 
 class TestRepository:
     def test_index_is_what_saving_writes(self, converted, dreamactor, tmp_path):

@@ -93,6 +93,21 @@ def test_person_off_the_middle_is_kept_in(stick_figure):
     np.testing.assert_allclose(center, reference.motion.head.center[0], atol=0.05)
 
 
+def test_padded_picture_is_whole_and_keeps_its_keypoints(stick_figure):
+    source = stick_figure(1, 480, 832, turn=0)
+    reference = ReferenceProcessor(face_size=32, pad=True)(coordinate_picture(832, 480), source, height=320, width=160)
+    pixels = np.asarray(reference.image).astype(float)
+    assert not pixels[:110].any() and not pixels[210:].any()
+    np.testing.assert_allclose(pixels[160, [0, 159], 0], [0, 255], atol=4)
+    for joint in ("neck", "left_knee", "right_elbow"):
+        x, y = reference.motion.body.keypoints[0, JOINT_INDEX[joint]].astype(int)
+        place = source.body.keypoints[0, JOINT_INDEX[joint]] / (832, 480) * 255
+        np.testing.assert_allclose(pixels[y, x, :2], place, atol=4)
+    # A size that follows from the picture's aspect leaves nothing to pad.
+    reference = ReferenceProcessor(area=160 * 96, pad=True)(coordinate_picture(832, 480))
+    assert np.asarray(reference.image)[[0, -1], -1, 0].min() > 250
+
+
 def test_person_too_tall_for_the_window_keeps_the_head(stick_figure):
     capture = person(stick_figure, 400, 800, distance=3.2)
     reference = ReferenceProcessor(face_size=32)(coordinate_picture(400, 800), capture, height=96, width=96)
