@@ -187,7 +187,7 @@ class Landmarkers:
         that `person` was seen in, is given when following begins.
         """
         x0, y0, x1, y1 = person.box
-        reach = 0.3 * max(x1 - x0, y1 - y0)
+        reach = 0.6 * max(x1 - x0, y1 - y0)
         left, top = (int(max(value - reach, 0)) for value in (x0, y0))
         right, bottom = int(max(x1 + reach, left + 1)), int(max(y1 + reach, top + 1))
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)

@@ -207,7 +207,7 @@ class MediaPipeCapture:
         tracks = survey.tracker.tracks
         starts = {shot.start: shot for shot in survey.shots}
         last_look, look_frame = None, -1
-        last_person, last_frame = None, None
+        last_person, last_frame, person_frame = None, None, -1
         own, following = None, False
         pending = deque()
         bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=not progress)
@@ -219,11 +219,13 @@ class MediaPipeCapture:
                     own = tracks[numbers.pop()] if numbers else None
                 if index - look_frame > _SEARCH_SECONDS * reader.fps:
                     last_look = None
+                if index - person_frame > _SEARCH_SECONDS * reader.fps:
+                    last_person = None
                 scene = _Scene(own, [t.detections[index] for t in tracks if t is not own and index in t.detections])
                 person = None if chosen[index] is None else chosen[index][1]
                 if person is None and last_person is not None:
-                    found = landmarkers.follow(frame, last_person, None if following else last_frame)
-                    person = found if found is not None and scene.may_be_own(found) else None
+                    person = landmarkers.follow(frame, last_person, None if following else last_frame)
+                    person = person if person is not None and scene.may_be_own(person) else None
                     following = person is not None
                 else:
                     following = False
@@ -232,8 +234,8 @@ class MediaPipeCapture:
                 look, person = _agree(landmarkers, frame, look, person, last_look, scene)
                 if look is not None:
                     looks[index], last_look, look_frame = look, look, index
-                last_person, last_frame = person, frame
                 if person is not None:
+                    last_person, last_frame, person_frame = person, frame, index
                     observed.keypoints[index] = person.keypoints
                     observed.world[index] = person.world
                     observed.visibility[index] = np.maximum(person.visibility, 1e-3)

@@ -50,7 +50,8 @@ def _warn(looks: list[FaceLook | None], seen: np.ndarray, heads: HeadEstimate, f
     present = seen | found
     if not present.all():
         logger.warning(
-            f"The person is not in the picture in {frame_ranges(~present)}; it is held there with falling confidence."
+            f"The person left the picture or was not found in {frame_ranges(~present)}; short gaps are bridged, in longer ones "
+            "the pose fades out."
         )
     if not seen.any():
         logger.warning(f"Only a face was found in the {what}, no body: the motion has no body track.")
