@@ -183,7 +183,7 @@ def _local_quadratic(values: np.ndarray, weights: np.ndarray, kernel: np.ndarray
     )
     design = moments[..., np.arange(3)[:, None] + np.arange(3)[None]]
     # A ridge on slope and curvature: with fewer than three weighty frames the fit turns into a mean.
-    ridge = np.diag([1e-9, 1e-3, 1e-3]) * np.maximum(moments[..., 0], 1e-9)[..., None, None]
+    ridge = np.diag([1e-9, 1e-5, 1e-5]) * np.maximum(moments[..., 0], 1e-9)[..., None, None]
     return np.linalg.solve(design + ridge, targets)[..., 0, :]
 
 
@@ -286,7 +286,7 @@ def smooth_rotations(rotations: np.ndarray, confidence: np.ndarray, fps: float, 
         weight = kernel * np.where(inside[:, part], weights[neighbour[:, part]], 0)
         basis = np.stack([np.ones_like(offsets), offsets, offsets**2], axis=-1)
         design = np.einsum("fw,wa,wb->fab", weight, basis, basis)
-        design += np.diag([1e-9, 1e-3, 1e-3]) * weight.sum(axis=1)[:, None, None]
+        design += np.diag([1e-9, 1e-5, 1e-5]) * weight.sum(axis=1)[:, None, None]
         target = np.einsum("fw,wa,fwd->fad", weight, basis, tangent[:, part])
         fitted.append(np.linalg.solve(design, target)[:, 0])
     wide, narrow = fitted
