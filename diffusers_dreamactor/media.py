@@ -74,8 +74,9 @@ class VideoReader:
             self._source = video._source
             self._native_rate = video._native_rate
             self.rate = rate or video.rate
-            if num_frames is None and self.rate == video.rate:
-                num_frames = video.num_frames
+            if num_frames is None:
+                # A reader that was cut short stays so, at any rate.
+                num_frames = -int(-video.num_frames * self.rate // video.rate)
             if rate is None or rate == video.rate:
                 self._indices = video._indices
             else:

@@ -36,6 +36,7 @@ _RULERS = [JOINT_INDEX["nose"]] + [
     for side in ("right", "left")
     for name in ("shoulder", "elbow", "wrist", "hip", "knee", "ankle")
 ]
+_TRUNK = [JOINT_INDEX[f"{side}_{name}"] for side in ("right", "left") for name in ("shoulder", "hip")]
 # Which way a bone goes in depth, from parent to child, for a person who faces the camera: -1 to the camera.
 _DEPTH_SIGNS = {"elbow": -1, "wrist": -1, "knee": -1, "ankle": 1, "toe": -1}
 # A bone that looks this much of its length is taken to lie in the picture's plane: near full length, small errors of
@@ -138,9 +139,15 @@ def lift_keypoints(
     length = length / scale[:, None]
     metres = np.array([BODY_PROPORTIONS[name] for name in JOINT_NAMES]) * AVERAGE_TORSO_LENGTH
     for joint in range(NUM_JOINTS):
-        # A bone is no shorter than it has been seen.
-        if seen[:, joint].any():
-            metres[joint] = max(metres[joint], np.percentile(length[seen[:, joint], joint], 95))
+        if not seen[:, joint].any():
+            continue
+        longest = np.percentile(length[seen[:, joint], joint], 95)
+        if joint in _TRUNK:
+            # People face the camera at some time; one who seems to stand askew all the time has narrow shoulders.
+            metres[joint] = max(longest, 0.5 * metres[joint])
+        else:
+            # A bone is no shorter than it has been seen.
+            metres[joint] = max(metres[joint], longest)
     share = np.minimum(length / np.maximum(_FLAT * metres, 1e-9), 1.0)
     away = _FLAT * metres * np.sqrt(1 - share**2)
 
