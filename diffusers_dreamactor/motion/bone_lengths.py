@@ -39,6 +39,8 @@ SANE_RANGE = {"head": (0.4, 2.5), "left_hand": (0.4, 2.5), "right_hand": (0.4, 2
 SIDE_TOLERANCE = 1.25
 # A change of size over a video by about this share or less is noise, and not followed.
 STEADY_SIZE = 0.02
+# Seconds over which the distance from the camera is smoothed.
+STEADY_DISTANCE = 0.08
 
 # How much a bone says about the size of the whole body: the trunk does not bend, limbs foreshorten.
 _SIZE_WEIGHTS = np.zeros(NUM_JOINTS)
@@ -89,10 +91,11 @@ def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:
     return float((values[order[low]] + values[order[min(high, len(order) - 1)]]) / 2)
 
 
-def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray | None, fps: float) -> np.ndarray:
+def steady_size(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray | None, fps: float) -> np.ndarray:
     """
-    How much too large, and so too far away, a capture from one camera takes the person to be in every frame: bones and
-    head do not grow in a video. The weighted median over the bones, and over a second.
+    A person of steady size at a steady distance. From one camera it is hard to tell how large, and so how far away, somebody
+    is; but bones and head do not grow in a video. How much they seem to (the weighted median over the bones, and over a
+    second) is taken back, and the distance smoothed, by moving every joint along its ray: the projection stays.
 
     Args:
         positions (`(F, 62, 3)`): joints in metres.
@@ -101,7 +104,7 @@ def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray 
         fps (`float`): frames in a second.
 
     Returns:
-        `(F,)`, 1 where nothing can be said; `positions` divided by it have the same projection and a steady size.
+        `(F, 62, 3)`: new positions with the same projection.
     """
     weights = np.where(np.arange(NUM_JOINTS) == JOINT_INDEX["nose"], 0.0, _SIZE_WEIGHTS)
     used = np.flatnonzero(weights)
@@ -116,7 +119,7 @@ def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray 
     weights = known * weights * known.mean(axis=0) ** 2
     frames = np.flatnonzero(weights.any(axis=1))
     if len(frames) == 0:
-        return np.ones(len(positions))
+        return positions
     typical = np.array([np.median(column[mask]) if mask.any() else 1.0 for column, mask in zip(lengths.T, known.T)])
     ratios = np.where(known, lengths / np.maximum(typical, 1e-9), np.inf)[frames]
     order = np.argsort(ratios, axis=1, kind="stable")
@@ -127,7 +130,12 @@ def size_error(positions: np.ndarray, seen: np.ndarray, head_radius: np.ndarray 
     # The median first: where a capture changes its mind, it does so from one frame to the next.
     logarithm = median_filter(logarithm, 2 * int(round(0.5 * fps)) + 1, mode="nearest")
     logarithm = logarithm**3 / (logarithm**2 + STEADY_SIZE**2)
-    return np.exp(gaussian_filter1d(logarithm, 0.1 * fps, mode="nearest"))
+    distance = positions[:, ROOT, 2] / np.exp(logarithm)
+    # Continued point-symmetrically at both ends, so that somebody who comes nearer is not slowed down there.
+    margin = min(int(4 * STEADY_DISTANCE * fps) + 1, len(distance) - 1)
+    padded = np.pad(distance, margin, mode="reflect", reflect_type="odd")
+    distance = gaussian_filter1d(padded, STEADY_DISTANCE * fps)[margin : margin + len(distance)]
+    return positions * (distance / positions[:, ROOT, 2])[:, None, None]
 
 
 def body_scale(lengths: np.ndarray) -> float:

@@ -11,8 +11,8 @@ from .bone_lengths import (
     measure_lengths,
     scale_offsets,
     seen_bones,
-    size_error,
     size_ratio,
+    steady_size,
 )
 from .camera import back_project
 from .framing import (
@@ -117,8 +117,11 @@ def retarget(
     Bones point as the driver's do and are as long as the reference's. In the first frame the person stands where the
     reference does and is as large; from there on the driver's way through the picture is followed, in body sizes. Where
     whole figures stand on the ground in both, it is the way through space, corrected so that standing feet do not
-    slide. Joints that the driver never shows keep the reference's pose on the moving torso: legs stand, arms
-    turn with the shoulders. Joints may leave the picture.
+    slide. Joints that the driver does not show keep the reference's pose on the moving torso: legs stand, arms turn with
+    the shoulders. One that is lost for more than a second goes back to it, slowly. Joints may leave the picture.
+
+    Two things are not taken as they come: the distance between neck and nose, which is no bone, follows the driver's nods;
+    and a hand whose elbow the driver's picture does not show reaches to where the driver's is.
 
     Where 3D joints are missing (all NaN) on one side, the same is done in the image plane: the driver's limbs are scaled
     by the ratio of the limbs' lengths, and the result has no 3D joints either.
@@ -171,7 +174,7 @@ def retarget(
             if motion.head is not None:
                 radius = head_circle(motion, driver[:, HEAD_JOINTS].mean(axis=1), planar)[1]
                 radius = np.where(motion.head.confidence >= 0.5, radius, np.nan)
-            driver = driver / size_error(driver, driver_seen, radius, motion.fps)[:, None, None]
+            driver = steady_size(driver, driver_seen, radius, motion.fps)
     else:
         driver, driver_seen = np.tile(person, (num_frames, 1, 1)), np.zeros((num_frames, NUM_JOINTS), dtype=bool)
         self_seen = seen = np.zeros((num_frames, NUM_JOINTS))

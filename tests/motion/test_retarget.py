@@ -65,8 +65,9 @@ def warnings_text():
 @pytest.mark.parametrize("framing", FRAMINGS)
 def test_a_person_on_itself_is_unchanged(motion, framing):
     driver = ADULT.film(motion, 48, framing, zoom=0.9, cut=framing != "half_body")
-    if not (driver.body.confidence[0] >= 0.5).any():
-        pytest.skip("the person walks into this framing later")
+    if (motion, framing) == ("walk", "portrait"):
+        # Who walks through a portrait is not in it at the start.
+        driver = driver[20:28]
     result = retarget(driver, driver[:1], 640, 640)
     seen = (driver.body.confidence >= 0.5) & (driver[:1].body.confidence >= 0.5)
     # What leaves the picture by far is not of interest; near the camera, its error would be large in pixels.
