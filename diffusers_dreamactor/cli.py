@@ -276,7 +276,7 @@ def run_capture(args: argparse.Namespace) -> None:
 def run_doctor(args: argparse.Namespace) -> None:
     """`dreamactor doctor`."""
     from diffusers_dreamactor.checkpoints import bundled_model
-    from diffusers_dreamactor.motion.capture.download import CAPTURE_MODELS, capture_models_folder
+    from diffusers_dreamactor.motion.capture.download import CAPTURE_MODELS, default_capture_folder
 
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
     for package in ["diffusers-dreamactor", *CORE]:
@@ -287,7 +287,7 @@ def run_doctor(args: argparse.Namespace) -> None:
         there = importlib.util.find_spec(module) is not None
         state = "installed" if there else f'missing: pip install "diffusers-dreamactor[{extra}]"'
         print(f"  {extra:<12}{purpose}: {state}")
-    folder = capture_models_folder()
+    folder = default_capture_folder()
     print(f"capture models in {folder}:")
     for name in CAPTURE_MODELS:
         there = (folder / name).is_file()

@@ -1,5 +1,6 @@
 """The DreamActor pipeline: a picture and a driver in, a video out."""
 
+import contextlib
 import dataclasses
 import html
 from collections.abc import Callable, Iterator
@@ -932,7 +933,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         decoder_state = {}
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
         last_latent, last_frames = None, None
-        with self.progress_bar(total=len(segments) * num_inference_steps) as progress_bar:
+        with contextlib.ExitStack() as stack:
+            # also when the caller stops reading midway
+            stack.callback(self.maybe_free_model_hooks)
+            progress_bar = stack.enter_context(self.progress_bar(total=len(segments) * num_inference_steps))
             drawn = driver.stream(segments, beyond="reflect" if wan_animate else "hold")
             for segment, segment_guidance in zip(segments, drawn):
                 # 4.1 Encode the guidance of this segment
@@ -1036,7 +1040,6 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 yield DreamActorPipelineOutput(frames=result, fps=driver.fps)
 
         self._current_timestep = None
-        self.maybe_free_model_hooks()
 
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     @torch.no_grad()

@@ -1,0 +1,113 @@
+import av
+import pytest
+
+from diffusers_dreamactor import MotionSequence
+from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
+from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
+
+
+QUICK = ["--size", "64x64", "--frames", "5", "--steps", "1", "--guidance-scale", "1", "--device", "cpu"]
+
+
+def probe(path):
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+        return len(frames), container.streams.video[0].average_rate, len(container.streams.audio)
+
+
+@pytest.fixture
+def avatar():
+    return next(iter(bundled_avatars().values()))
+
+
+def test_demo_writes_a_video_and_its_preview(tmp_path, capsys):
+    output = tmp_path / "demo.mp4"
+    assert main(["demo", "--output", str(output), "--preview", *QUICK]) == 0
+    count, rate, sounds = probe(output)
+    assert (count, sounds) == (5, 0) and float(rate) == pytest.approx(30000 / 1001)
+    assert probe(tmp_path / "demo.preview.mp4")[0] == 5
+    assert "5 frames" in capsys.readouterr().out
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.mp4", "demo.preview.mp4"]
+
+
+def test_demo_lists_what_is_bundled(capsys):
+    assert main(["demo", "--list"]) == 0
+    printed = capsys.readouterr().out
+    assert all(name in printed for name in [*bundled_avatars(), *bundled_motions()])
+
+
+def test_animate_by_a_motion_file(tmp_path, avatar):
+    motion = MotionSequence.load(bundled_motions()["walk"])[:9]
+    motion.save(tmp_path / "motion.safetensors")
+    output = tmp_path / "out.mp4"
+    command = ["animate", str(avatar), "--reference-motion", str(avatar.with_suffix(".safetensors"))]
+    command += ["--driving", str(tmp_path / "motion.safetensors"), "--output", str(output), "--drive", "head,body"]
+    assert main([*command, *QUICK, "--fps", "12"]) == 0
+    assert probe(output)[:2] == (5, 12)
+
+
+def test_animate_real_videos_with_their_sound(tmp_path, media):
+    for name, rate, sounds in (("carphone", 30000 / 1001, 0), ("cartoon_character", 24, 1)):
+        output = tmp_path / f"{name}.mp4"
+        command = ["animate", str(media / "reference_scholar.jpeg"), "--driving", str(media / f"{name}.mp4")]
+        assert main([*command, "--output", str(output), *QUICK]) == 0
+        count, measured, audio = probe(output)
+        assert (count, audio) == (5, sounds) and float(measured) == pytest.approx(rate)
+
+
+def test_capture_writes_a_motion(tmp_path, media, capture_models):
+    output = tmp_path / "motion.safetensors"
+    command = ["capture", str(media / "carphone.mp4"), "--output", str(output), "--models", str(capture_models)]
+    assert main([*command, "--frames", "4", "--face-size", "64", "--preview"]) == 0
+    motion = MotionSequence.load(output)
+    assert len(motion) == 4 and motion.face.crops.shape == (4, 64, 64, 3)
+    assert probe(tmp_path / "motion.preview.mp4")[0] == 4
+
+
+def test_doctor_names_what_is_there(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "diffusers-dreamactor" in printed and "pose_landmarker_full.task" in printed and "torch" in printed
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"--driving": "missing.mp4"}, "missing.mp4"),
+        ({"--driving": "text.mp4"}, "text.mp4"),
+        ({"--driving": "text.safetensors"}, "text.safetensors"),
+        ({"--output": "nowhere/out.mp4"}, "nowhere"),
+        ({"--size": "60x64"}, "`width` is 60"),
+        ({"--frames": "-1"}, "`num_frames` is -1"),
+        ({"--frames": "500"}, "hold"),
+        ({"--drive": "legs"}, "legs"),
+        ({"--model": "no/such/folder"}, "no/such/folder"),
+    ],
+)
+def test_errors_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsys, avatar, change, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "text.mp4").write_text("no video")
+    (tmp_path / "text.safetensors").write_text("no motion")
+    before = sorted(path.name for path in tmp_path.iterdir())
+    options = {
+        "--reference-motion": str(avatar.with_suffix(".safetensors")),
+        "--driving": str(bundled_motions()["talk"]),
+        "--output": "out.mp4",
+        **dict(zip(QUICK[::2], QUICK[1::2])),
+        **change,
+    }
+    command = ["animate", str(avatar), *(part for option in options.items() for part in option)]
+    assert main(command) == 1
+    error = [line for line in capsys.readouterr().err.splitlines() if line.startswith("dreamactor: error:")]
+    assert len(error) == 1 and message in error[0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_argument_forms():
+    assert parse_size("832x480") == (480, 832)
+    assert parse_parts("head, body") == ("head", "body")
+    assert parse_person("1") == 1
+    assert parse_person("640,300") == (640.0, 300.0)
+    for parse, text in ((parse_size, "480p"), (parse_person, "left"), (parse_person, "1,2,3")):
+        with pytest.raises(Exception, match="is not"):
+            parse(text)
