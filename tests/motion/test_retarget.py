@@ -436,6 +436,24 @@ def test_joints_come_and_go_without_jumps():
     assert (result.body.confidence[-10:, wrist] == reference.body.confidence[0, wrist]).all()
 
 
+def test_a_hand_reaches_where_the_drivers_is_when_the_elbow_is_a_guess():
+    driver = ADULT.film("wave", 48, cut=False)
+    elbow, wrist = JOINT_INDEX["left_elbow"], JOINT_INDEX["left_wrist"]
+    reference = still(ADULT.scaled(0.7), zoom=0.7)
+    clear = retarget(driver, reference, 640, 480)
+    guess = np.random.default_rng(2).normal(scale=0.04, size=(48, 3)).astype(np.float32)
+    driver.body.joints[:, elbow] += guess
+    driver.body.keypoints[:, elbow] = project(driver.body.joints[:, elbow], driver.focal_length, 640, 640)
+    seen = retarget(driver, reference, 640, 480)
+    driver.body.confidence[:, elbow] = 0.3
+    result = retarget(driver, reference, 640, 480)
+    error = [np.linalg.norm((m.body.keypoints - clear.body.keypoints)[:, wrist], axis=-1) for m in (result, seen)]
+    assert error[0].mean() < 1.5 < error[1].mean()
+    lengths = np.linalg.norm(bones(result.body.joints, [(elbow, SHOULDERS[1]), (wrist, elbow)]), axis=-1)
+    np.testing.assert_allclose(lengths, np.tile([0.7 * ADULT.arm, 0.7 * ADULT.forearm], (48, 1)), rtol=0.01)
+    assert (result.body.confidence[:, elbow] < 0.5).all()
+
+
 def test_nobody_is_drawn_while_the_driver_is_away(warnings_text):
     driver = ADULT.film("wave", 72, cut=False)
     driver.body.confidence[30:60] = 0
