@@ -7,6 +7,8 @@ import pytest
 
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+# tiny tensors: a second thread costs more than it brings, and test processes share the cores
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 @pytest.fixture(scope="session")
