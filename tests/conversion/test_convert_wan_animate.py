@@ -14,6 +14,7 @@ import torch
 from diffusers import WanAnimateTransformer3DModel
 from safetensors.torch import load_file, save_file
 
+from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
@@ -23,12 +24,6 @@ from .conftest import TRANSFORMER_CONFIG, make_wan_animate
 
 
 SCRIPT = Path(__file__).parents[2] / "conversion" / "convert_wan_animate.py"
-
-
-def run_script(*arguments, **kwargs) -> subprocess.CompletedProcess:
-    return subprocess.run(
-        [sys.executable, str(SCRIPT), *map(str, arguments)], capture_output=True, text=True, check=False, **kwargs
-    )
 
 
 def transformer_inputs(config, batch_size=2, num_latent_frames=3, seed=0) -> dict[str, torch.Tensor]:
@@ -205,6 +200,21 @@ class TestWeights:
         ):
             assert {tensor.dtype for tensor in state_dict_of(tmp_path / "bf16" / name).values()} == {dtype}
         assert (tmp_path / "bf16" / "tokenizer" / "tokenizer_config.json").exists()
+
+    @pytest.mark.skipif(
+        "DREAMACTOR_CAPTURE_MODELS" not in os.environ,
+        reason="MediaPipe's models are not here (DREAMACTOR_CAPTURE_MODELS)",
+    )
+    def test_capture_models_become_part_of_the_repository(self, wan_animate_source, tmp_path):
+        from convert_wan_animate import convert
+
+        models = Path(os.environ["DREAMACTOR_CAPTURE_MODELS"])
+        convert(str(wan_animate_source), tmp_path / "out", capture_models=models)
+        assert {file.name: file.stat().st_size for file in (tmp_path / "out" / "capture").glob("*.task")} == {
+            file.name: file.stat().st_size for file in models.glob("*.task")
+        }
+        pipeline = DreamActorPipeline.from_pretrained(tmp_path / "out")
+        assert type(pipeline.capture).__name__ == "MediaPipeCapture"
 
     def test_face_size_and_area_are_the_weights_own(self, converted):
         config = json.loads((converted / "motion_processor" / "processor_config.json").read_text())
@@ -455,20 +465,36 @@ class TestLargeSource:
 
 
 class TestCommandLine:
-    def test_converts_and_converts_back(self, wan_animate_source, tmp_path):
-        result = run_script("--source", wan_animate_source, "--output", tmp_path / "out", "--keep-text-encoder")
-        assert result.returncode == 0, result.stderr
-        assert "DreamActorTransformer3DModel" in result.stderr and "100%" in result.stderr
+    @pytest.fixture
+    def run_script(self, monkeypatch):
+        """Runs the script's `main` as its last line does, in this process: importing everything anew takes long."""
+        from convert_wan_animate import main
+        from repository import run
+
+        handler = signal.getsignal(signal.SIGTERM)
+
+        def run_script(*arguments) -> str | None:
+            monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+            try:
+                run(main)
+            except SystemExit as exit:
+                return exit.code
+            finally:
+                signal.signal(signal.SIGTERM, handler)
+
+        return run_script
+
+    def test_converts_and_converts_back(self, run_script, wan_animate_source, tmp_path, capfd):
+        assert not run_script("--source", wan_animate_source, "--output", tmp_path / "out", "--keep-text-encoder")
+        progress = capfd.readouterr().err
+        assert "DreamActorTransformer3DModel" in progress and "100%" in progress
         index = json.loads((tmp_path / "out" / "model_index.json").read_text())
         assert index["text_encoder"] == ["transformers", "UMT5EncoderModel"]
         assert index["prompt_embedding"] == ["diffusers_dreamactor", "PromptEmbedding"]
         assert index["pose_encoder"] == [None, None]
-        result = run_script("--reverse", "--source", tmp_path / "out", "--output", tmp_path / "back")
-        assert result.returncode == 0, result.stderr
+        assert not run_script("--reverse", "--source", tmp_path / "out", "--output", tmp_path / "back")
         assert_same_tensors(state_dict_of(tmp_path / "back"), state_dict_of(wan_animate_source / "transformer"))
 
-    def test_error_is_one_line(self, wan_animate_source, tmp_path):
-        result = run_script("--source", wan_animate_source / "vae", "--output", tmp_path / "out")
-        assert result.returncode == 1
-        errors = [line for line in result.stderr.splitlines() if "error" in line]
-        assert len(errors) == 1 and "AutoencoderKLWan" in errors[0] and "Traceback" not in result.stderr
+    def test_error_is_one_line(self, run_script, wan_animate_source, tmp_path):
+        error = run_script("--source", wan_animate_source / "vae", "--output", tmp_path / "out")
+        assert error.startswith("error: ") and "AutoencoderKLWan" in error and "\n" not in error
