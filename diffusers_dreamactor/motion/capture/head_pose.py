@@ -209,6 +209,17 @@ def torso_rotation(world: np.ndarray) -> np.ndarray:
     return np.stack([x, np.cross(z, x), z], axis=-1)
 
 
+def _place_in_head(rotation: np.ndarray, offset: np.ndarray, usual: np.ndarray) -> np.ndarray:
+    """
+    The point (3,) in the head's frame that is seen at `offset` (F, 2) from its origin under `rotation` (F, 3, 3); the depth,
+    which a head that does not turn does not show, is drawn to the `usual` point.
+    """
+    seen = rotation[:, :2]
+    weight = 0.05 * len(seen)
+    normal = np.einsum("fai,faj->ij", seen, seen) + weight * np.eye(3)
+    return np.linalg.solve(normal, np.einsum("fai,fa->i", seen, offset) + weight * usual)
+
+
 @dataclass
 class HeadEstimate:
     """
@@ -290,17 +301,15 @@ def estimate_heads(
     weights = np.ones(turned.shape[:2])
     scale, offset = weak_perspective(turned, face_points, weights)
     scale = np.maximum(scale, 1e-3)
-    ratio, shift, box_size, box_shift = 0.11, np.zeros(3), np.array([0.155, 0.155]), np.array([0.0, 0.02, -0.03])
+    # Radius, and sides of the face's box, in metres; places of the ball and of the box in the head's frame.
+    ratio, shift = _BALL_RADIUS / 100, _FLIP @ _BALL_CENTRE / 100
+    box_size, box_shift = np.array([0.155, 0.155]), np.array([0.0, 0.022, -0.035])
     if both.any():
         ratio = float(np.median(radius[both] / scale[both]))
-        away = (center[both] - offset[both]) / scale[both, None]
-        # The ball's place in the head's frame, as far as the picture shows it.
-        shift = np.median(np.einsum("fji,fj->fi", by_pose[both][:, :2], away), axis=0)
         box_size = np.median((box[both, 2:] - box[both, :2]) / scale[both, None], axis=0)
+        shift = _place_in_head(by_pose[both], (center[both] - offset[both]) / scale[both, None], shift)
         middle = (box[both, :2] + box[both, 2:]) / 2
-        box_shift = np.median(
-            np.einsum("fji,fj->fi", by_pose[both][:, :2], (middle - offset[both]) / scale[both, None]), axis=0
-        )
+        box_shift = _place_in_head(by_pose[both], (middle - offset[both]) / scale[both, None], box_shift)
     carried = body_seen & ~found
     rotation[carried] = by_pose[carried]
     center[carried] = offset[carried] + scale[carried, None] * (by_pose[carried] @ shift)[:, :2]

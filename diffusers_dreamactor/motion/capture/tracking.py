@@ -11,7 +11,7 @@ _STEADY = [0, 2, 5, 7, 8, 11, 12, 23, 24]
 _SHOULDERS_HIPS = [11, 12, 23, 24]
 
 
-@dataclass
+@dataclass(eq=False)
 class Person:
     """
     One detection of a person.
@@ -81,7 +81,7 @@ def drop_duplicates(people: list[Person]) -> list[Person]:
     return kept
 
 
-@dataclass
+@dataclass(eq=False)
 class Track:
     """One person over time: `detections` by frame number."""
 
@@ -151,7 +151,8 @@ class PersonTracker:
         return numbers
 
     def _find_again(self, frame: int, person: Person) -> Track:
-        gone = [track for track in self.tracks if track not in self._active and track.last_frame < frame]
+        # Also somebody just seen elsewhere: at a low frame rate people jump further than the gate above lets them.
+        gone = [track for track in self.tracks if track.last_frame < frame]
         likeness = [float(track.appearance @ person.appearance) for track in gone]
         if likeness and max(likeness) > 0.75:
             track = gone[int(np.argmax(likeness))]
@@ -159,6 +160,8 @@ class PersonTracker:
         else:
             track = Track(id=len(self.tracks))
             self.tracks.append(track)
+        if track in self._active:
+            return track
         self._active.append(track)
         return track
 

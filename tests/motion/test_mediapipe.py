@@ -1,0 +1,498 @@
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy.spatial.transform import Rotation
+
+from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.motion.capture.body_pose import PoseObservations, hand_is_plausible, repair
+from diffusers_dreamactor.motion.capture.head_pose import (
+    FaceLook,
+    estimate_heads,
+    face_box,
+    head_rotation_from_pose,
+    rotation_from_face_matrix,
+)
+from diffusers_dreamactor.motion.capture.to_motion import to_motion
+from diffusers_dreamactor.motion.capture.tracking import CutDetector, Person, PersonTracker
+from diffusers_dreamactor.motion.sequence import head_yaw_pitch_roll, project
+from diffusers_dreamactor.motion.skeleton import JOINT_INDEX, LEFT_HAND, RIGHT_HAND
+
+
+WIDTH, HEIGHT, FOCAL_LENGTH = 640, 480, 800.0
+
+# An upright person facing the camera, MediaPipe's 33 points in metres about the hips (x right, y down, z away).
+STANDING = np.zeros((33, 3))
+STANDING[:11] = [
+    [0.0, -0.62, -0.12],
+    *[[0.015, -0.66, -0.1], [0.03, -0.66, -0.095], [0.045, -0.66, -0.09]],
+    *[[-0.015, -0.66, -0.1], [-0.03, -0.66, -0.095], [-0.045, -0.66, -0.09]],
+    *[[0.075, -0.64, 0.0], [-0.075, -0.64, 0.0]],
+    *[[0.025, -0.59, -0.1], [-0.025, -0.59, -0.1]],
+]
+for _left, _point in {
+    11: (0.18, -0.48, 0.0), 13: (0.22, -0.2, 0.0), 15: (0.24, 0.02, -0.05), 17: (0.25, 0.08, -0.05),
+    19: (0.24, 0.1, -0.06), 21: (0.22, 0.07, -0.06), 23: (0.1, 0.0, 0.0), 25: (0.11, 0.42, 0.0),
+    27: (0.11, 0.82, 0.05), 29: (0.11, 0.86, 0.08), 31: (0.13, 0.88, -0.08),
+}.items():  # fmt: skip
+    STANDING[_left] = _point
+    STANDING[_left + 1] = np.array(_point) * [-1, 1, 1]
+
+
+def observations(world, translation=(0.0, 0.0, 3.0)) -> PoseObservations:
+    """What a perfect estimator would see of `world` (F, 33, 3)."""
+    observed = PoseObservations.empty(len(world))
+    observed.world[:] = world
+    observed.keypoints[:] = project(world + np.array(translation), FOCAL_LENGTH, WIDTH, HEIGHT)
+    observed.visibility[:] = 0.99
+    return observed
+
+
+def turned(yaw_degrees) -> np.ndarray:
+    """The standing person turned by yaws (F,), positive to the right of the picture."""
+    rotation = Rotation.from_euler("Y", -np.reshape(yaw_degrees, (-1, 1)), degrees=True).as_matrix()
+    return np.einsum("fij,nj->fni", rotation, STANDING)
+
+
+class Reader:
+    """Size and rate of a video."""
+
+    width, height, fps = WIDTH, HEIGHT, 30.0
+
+
+# Head rotation
+
+
+@pytest.mark.parametrize("angles", [(0, 0, 0), (35, 0, 0), (-35, 0, 0), (0, 20, 0), (0, 0, 25), (30, -15, 10)])
+def test_rotation_from_mediapipe_face_matrix(angles):
+    """MediaPipe's camera is OpenGL's: turning about y by a positive angle takes the nose (+z) to the right (+x)."""
+    yaw, pitch, roll = angles
+    # About x a positive angle takes the nose down, about z the head counterclockwise: signs of our pitch and roll.
+    rotation = Rotation.from_euler("YXZ", [yaw, -pitch, -roll], degrees=True).as_matrix()
+    matrix = np.eye(4)
+    matrix[:3, :3], matrix[:3, 3] = 1.02 * rotation, [2.0, -3.0, -40.0]
+    found = rotation_from_face_matrix(matrix)
+    np.testing.assert_allclose(head_yaw_pitch_roll(found), angles, atol=1e-4)
+    nose = found @ [0, 0, -1]
+    assert nose[0] == pytest.approx(np.sin(np.radians(yaw)) * np.cos(np.radians(pitch)), abs=1e-6)
+
+
+@pytest.mark.parametrize("yaw", [-170, -90, -40, 0, 40, 90, 170])
+def test_head_rotation_from_ears_eyes_and_nose(yaw):
+    found = head_yaw_pitch_roll(head_rotation_from_pose(turned([yaw]), np.ones((1, 33))))[0]
+    assert found[0] == pytest.approx(yaw, abs=1.0)
+    assert abs(found[2]) < 1.0
+
+
+def face_look(yaw, middle=(320.0, 100.0)) -> FaceLook:
+    middle = np.array(middle)
+    return FaceLook(
+        box=np.concatenate([middle - 20, middle + 20]),
+        points=middle + np.array([[0, 3], [8, -6], [-8, -6], [6, 12], [-6, 12]]),
+        rotation=Rotation.from_euler("Y", -yaw, degrees=True).as_matrix(),
+        ray_through=np.array([WIDTH / 2, HEIGHT / 2]),
+        center=middle,
+        radius=32.0,
+        blendshapes=np.full(52, 0.3),
+    )
+
+
+def turning_clip():
+    """Somebody who turns from the camera to the back and on; the face is seen up to 60 degrees."""
+    yaw = np.linspace(0, 180, 61)
+    looks = [face_look(angle) if angle <= 60 else None for angle in yaw]
+    return yaw, looks, observations(turned(yaw))
+
+
+def test_the_head_carries_on_when_the_face_is_turned_away():
+    yaw, looks, observed = turning_clip()
+    heads = estimate_heads(
+        looks, observed.keypoints, observed.world, observed.visibility, observed.seen, FOCAL_LENGTH, WIDTH, HEIGHT
+    )
+    found = head_yaw_pitch_roll(heads.rotation)[:, 0]
+    error = (found - yaw + 180) % 360 - 180
+    assert np.abs(error).max() < 6.0
+    seen = np.array([look is not None for look in looks])
+    assert heads.confidence[seen].min() > heads.confidence[~seen].max() >= 0.5
+    # The ball stays on the head, at its size.
+    np.testing.assert_allclose(heads.radius, 32.0, rtol=0.12)
+    assert np.abs(heads.center - [320.0, 100.0]).max() < 16
+
+
+def warnings_of(caplog) -> str:
+    return " ".join(record.getMessage() for record in caplog.records)
+
+
+@pytest.fixture
+def warned(caplog):
+    """The library's warnings, which do not propagate by default."""
+    logger = logging.getLogger("diffusers_dreamactor")
+    before = logger.propagate
+    logger.propagate = True
+    root = logging.getLogger("diffusers")
+    root_before, root.propagate = root.propagate, True
+    caplog.set_level(logging.WARNING)
+    yield caplog
+    logger.propagate, root.propagate = before, root_before
+
+
+def test_a_head_turned_to_the_back_is_said(warned):
+    _, looks, observed = turning_clip()
+    motion = to_motion(looks, observed, np.zeros(61, np.int64), [slice(0, 61)], Reader(), "video", True)
+    motion.validate()
+    said = warnings_of(warned)
+    assert "The head is turned to the back in frames" in said and "The face was lost in frames" in said
+    assert motion.head.confidence.min() >= 0.5
+    assert motion.face.confidence[:20].min() > 0.5 > motion.face.confidence[30:].max()
+
+
+def test_no_face_at_all_is_said(warned):
+    observed = observations(turned(np.full(20, 30.0)))
+    motion = to_motion([None] * 20, observed, np.zeros(20, np.int64), [slice(0, 20)], Reader(), "video", True)
+    assert "No face was found in the video" in warnings_of(warned)
+    np.testing.assert_allclose(motion.yaw(), 30, atol=4)
+
+
+# Body
+
+
+def test_joints_project_onto_keypoints_and_have_the_right_lengths():
+    sway = STANDING + 0.02 * np.sin(np.arange(30) / 5)[:, None, None] * [1.0, 0.0, 0.5]
+    observed = observations(sway, translation=(0.3, 0.0, 3.0))
+    motion = to_motion([face_look(0)] * 30, observed, np.zeros(30, np.int64), [slice(0, 30)], Reader(), "video", False)
+    pixels = project(motion.body.joints, motion.focal_length, WIDTH, HEIGHT)
+    assert np.abs(pixels - motion.body.keypoints).max() < 1e-2
+    joints = motion.body.joints
+
+    def length(a, b):
+        return np.linalg.norm(joints[:, JOINT_INDEX[a]] - joints[:, JOINT_INDEX[b]], axis=-1)
+
+    assert length("left_shoulder", "right_shoulder") == pytest.approx(0.36, rel=0.04)
+    assert length("left_hip", "left_knee") == pytest.approx(0.42, rel=0.04)
+    # Depth is what the camera's focal length makes of the size in the picture.
+    expected = 3.0 * motion.focal_length / FOCAL_LENGTH
+    assert joints[:, JOINT_INDEX["neck"], 2] == pytest.approx(expected, rel=0.05)
+    assert (motion.body.confidence[:, LEFT_HAND] == 0).all() and (motion.body.confidence[:, RIGHT_HAND] == 0).all()
+
+
+def test_a_short_false_hand_is_dropped_and_a_lasting_one_kept():
+    observed = observations(np.repeat(STANDING[None], 40, axis=0))
+    hand = np.stack([np.arange(21) % 5, np.arange(21) // 5], axis=-1) * 4.0
+    observed.hand_keypoints[:, :] = hand + observed.keypoints[0, 15]
+    observed.hand_world[:, :, :, :2] = hand / 300
+    observed.hand_score[10:12, 0] = 0.9
+    observed.hand_score[5:30, 1] = 0.9
+    observed.hand_score[15:18, 1] = 0
+    repaired = repair(observed, [slice(0, 40)], 30.0, smoothed=True)
+    assert (repaired.hand_score[:, 0] == 0).all()
+    assert (repaired.hand_score[5:30, 1] >= 0.5).all()
+    assert (repaired.hand_score[33:, 1] < 0.5).all()
+
+
+def test_a_hand_belongs_to_the_wrist_it_is_at():
+    keypoints = observations(STANDING[None]).keypoints[0]
+    visibility = np.ones(33)
+    shape = np.zeros((21, 2))
+    shape[[5, 9, 17]] = [[0, 25], [3, 25], [6, 25]]
+    at_left = shape + keypoints[15]
+    assert hand_is_plausible(at_left, keypoints, visibility, side=0, is_left=True)[0]
+    assert hand_is_plausible(at_left, keypoints, visibility, side=0, is_left=False)[0]
+    assert not hand_is_plausible(at_left, keypoints, visibility, side=1, is_left=True)[0]
+    # Further along the forearm only with the right handedness; never sideways; never of a giant.
+    along = at_left + 0.6 * (keypoints[15] - keypoints[13])
+    assert hand_is_plausible(along, keypoints, visibility, side=0, is_left=True)[0]
+    assert not hand_is_plausible(along, keypoints, visibility, side=0, is_left=False)[0]
+    assert not hand_is_plausible(at_left + [60, 0], keypoints, visibility, side=0, is_left=True)[0]
+    assert not hand_is_plausible(shape * 6 + keypoints[15], keypoints, visibility, side=0, is_left=True)[0]
+
+
+def test_face_boxes_are_square_with_more_room_above():
+    tight = np.array([[100.0, 200.0, 180.0, 300.0], [0.0, 0.0, 100.0, 60.0]])
+    boxes = face_box(tight)
+    sides = boxes[:, 2:] - boxes[:, :2]
+    np.testing.assert_allclose(sides[:, 0], sides[:, 1])
+    np.testing.assert_allclose(sides[:, 0], np.sqrt(1.3) * np.array([100, 100]))
+    above, below = tight[0, 1] - boxes[0, 1], boxes[0, 3] - tight[0, 3]
+    assert above == pytest.approx(3 * below) and below > 0
+
+
+# Several people
+
+
+def person(x, colour, rng) -> Person:
+    histogram = np.zeros(216)
+    histogram[colour : colour + 20] = rng.uniform(0.5, 1, 20)
+    return Person(
+        keypoints=STANDING[:, :2] * 200 + [x, 300] + rng.normal(0, 1.5, (33, 2)),
+        world=STANDING,
+        visibility=np.full(33, 0.95),
+        appearance=histogram / np.linalg.norm(histogram),
+    )
+
+
+def test_people_who_cross_keep_their_numbers():
+    rng = np.random.default_rng(0)
+    tracker = PersonTracker(fps=30)
+    numbers = []
+    for frame in range(90):
+        red, blue = person(100 + 8 * frame, 0, rng), person(820 - 8 * frame, 100, rng)
+        people = [blue, red] if frame % 3 else [red, blue]
+        if abs(frame - 45) < 8:
+            # In the middle blue hides red.
+            people = [blue]
+        found = tracker.update(frame, people)
+        numbers.append([found[people.index(red)] if red in people else None, found[people.index(blue)]])
+    reds = {red for red, _ in numbers if red is not None}
+    blues = {blue for _, blue in numbers}
+    assert len(tracker.tracks) == 2 and len(reds) == len(blues) == 1 and reds != blues
+    assert tracker.crossings
+
+
+def test_somebody_who_comes_back_is_known_and_a_stranger_is_not():
+    rng = np.random.default_rng(1)
+    tracker = PersonTracker(fps=30)
+    for frame in range(20):
+        tracker.update(frame, [person(400 + 20 * frame, 0, rng)])
+    for frame in range(20, 80):
+        tracker.update(frame, [])
+    assert tracker.update(80, [person(100, 0, rng)]) == [0]
+    for frame in range(81, 140):
+        tracker.update(frame, [])
+    assert tracker.update(140, [person(100, 100, rng)]) == [1]
+
+
+def test_cuts_are_noticed_and_motion_and_light_are_not():
+    rng = np.random.default_rng(2)
+    texture = rng.integers(0, 256, (24, 60, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
+    other = (texture[::-1, :, ::-1] // 2).astype(np.uint8)
+    detector = CutDetector()
+    scene = [texture[:, 4 * i : 4 * i + 320] for i in range(20)]
+    brighter = [np.clip(scene[-1] * (1 + 0.02 * i), 0, 255).astype(np.uint8) for i in range(10)]
+    cuts = [detector.update(frame) for frame in [*scene, *brighter, *[other[:, :320]] * 5, scene[0]]]
+    assert [index for index, cut in enumerate(cuts) if cut] == [30, 35]
+
+
+# The real thing: MediaPipe on real video
+
+
+@pytest.fixture(scope="module")
+def capture(capture_models):
+    from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+
+    return MediaPipeCapture.from_pretrained(capture_models)
+
+
+@pytest.fixture(scope="module")
+def man(media):
+    """Frames of a talking man, 504 x 616."""
+    return [np.asarray(Image.fromarray(frame).resize((616, 504))) for frame in VideoReader(media / "carphone.mp4")]
+
+
+@pytest.fixture(scope="module")
+def boy(media):
+    """Frames of an animated boy near the camera, 720 x 570."""
+    return [frame[:, 330:900] for frame in VideoReader(media / "cartoon_character.mp4").frames(80, 140)]
+
+
+def scene(*pictures) -> np.ndarray:
+    """A grey picture 720 x 1280 with `(picture, x)` standing on its lower edge, as far as they are inside."""
+    canvas = np.full((720, 1280, 3), (96, 110, 120), np.uint8)
+    for picture, x in pictures:
+        height, width = picture.shape[:2]
+        left, right = max(x, 0), min(x + width, 1280)
+        if right > left:
+            canvas[720 - height :, left:right] = picture[:, left - x : right - x]
+    return canvas
+
+
+def test_every_frame_of_the_talking_man_has_a_face_and_a_head(capture, media):
+    motion = capture.capture(media / "carphone.mp4", progress=False)
+    motion.validate()
+    assert len(motion) == 120 and motion.fps == pytest.approx(30000 / 1001)
+    assert (motion.head.confidence >= 0.5).all() and (motion.face.confidence >= 0.5).all()
+    assert (motion.people == motion.people[0]).all()
+    confidence = motion.body.confidence
+    assert (
+        confidence[:, [JOINT_INDEX["nose"], JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]] >= 0.5
+    ).all()
+    # Legs and hands are out of the picture.
+    assert (confidence[:, [JOINT_INDEX["left_knee"], JOINT_INDEX["right_ankle"]]] < 0.5).all()
+    assert (confidence[:, 20:] < 0.5).all()
+    # The nose lies in the face box, the box within about the head, and he hardly turns.
+    nose = motion.body.keypoints[:, JOINT_INDEX["nose"]]
+    assert ((nose > motion.face.boxes[:, :2]) & (nose < motion.face.boxes[:, 2:])).all()
+    side = motion.face.boxes[:, 2] - motion.face.boxes[:, 0]
+    assert (np.linalg.norm(motion.head.center - nose, axis=1) < motion.head.radius).all()
+    assert np.abs(side / (2 * motion.head.radius) - 0.8).max() < 0.15
+    assert np.abs(motion.yaw()).max() < 30
+    error = np.abs(project(motion.body.joints, motion.focal_length, 176, 144) - motion.body.keypoints)
+    assert error.max() < 1e-2
+    # Smooth: heads do not jump by more than a few degrees from frame to frame.
+    steps = Rotation.from_matrix(motion.head.rotation[:-1].transpose(0, 2, 1) @ motion.head.rotation[1:]).magnitude()
+    assert np.degrees(steps).max() < 6
+    # He opens his mouth wide near the end.
+    jaw = motion.face.blendshapes[:, 24]
+    assert jaw.max() > 0.3 and jaw.min() < 0.05
+
+
+def test_the_walking_boy_has_a_body_and_a_head_from_the_start(capture, media):
+    motion = capture.capture(media / "cartoon_character.mp4", progress=False)
+    motion.validate()
+    assert len(motion) == 164 and motion.fps == 24
+    shoulders = [JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]
+    has_body = (motion.body.confidence[:, shoulders] >= 0.5).all(axis=1)
+    has_head = motion.head.confidence >= 0.5
+    assert has_body.mean() >= 0.95 and has_head.mean() >= 0.90 and (motion.face.confidence >= 0.5).mean() >= 0.9
+    # He walks towards the camera: nearer and bigger. In the first frames he is small and the pose must be redone.
+    assert motion.head.radius[150] > 1.6 * motion.head.radius[0]
+    assert motion.body.joints[0, 1, 2] > 1.4 * motion.body.joints[150, 1, 2]
+    below = motion.body.keypoints[:, shoulders, 1].min(axis=1) - motion.head.center[:, 1]
+    assert (below > 0.8 * motion.head.radius).all()
+    # He looks to the right of the picture at the end.
+    assert motion.yaw()[150:].min() > 8
+    # He holds up his right hand in the second half, which is on the left of the picture; the left one is out of it.
+    right, left = motion.body.confidence[110:, RIGHT_HAND.start], motion.body.confidence[110:, LEFT_HAND.start]
+    assert (right >= 0.5).mean() > 0.9 and (left < 0.5).all()
+    wrist = motion.body.keypoints[130, RIGHT_HAND.start]
+    assert 400 < wrist[0] < 560 and 520 < wrist[1] < 720
+
+
+@pytest.mark.parametrize("name", ["elf", "scholar"])
+def test_a_picture_gives_one_frame(capture, media, name):
+    picture = Image.open(media / f"reference_{name}.jpeg")
+    motion = capture.capture(picture, progress=False, face_size=64)
+    motion.validate()
+    assert len(motion) == 1 and (motion.width, motion.height) == picture.size
+    assert motion.head.confidence[0] >= 0.5 and abs(motion.yaw()[0]) < 15
+    assert motion.face.crops.shape == (1, 64, 64, 3)
+    assert (motion.body.confidence[0, [2, 3, 4, 5, 6, 7]] >= 0.5).all()
+    # Both hands can be seen in both pictures.
+    assert motion.body.confidence[0, RIGHT_HAND.start] >= 0.5 and motion.body.confidence[0, LEFT_HAND.start] >= 0.5
+    x = motion.body.keypoints[0, :, 0]
+    assert x[RIGHT_HAND.start] < x[JOINT_INDEX["neck"]] < x[LEFT_HAND.start]
+
+
+def test_a_mirrored_picture_gives_the_mirrored_pose(capture, media):
+    picture = Image.open(media / "reference_scholar.jpeg")
+    motion = capture.capture(picture, progress=False)
+    mirrored = capture.capture(picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT), progress=False)
+    assert mirrored.yaw()[0] == pytest.approx(-motion.yaw()[0], abs=4)
+    assert mirrored.head.center[0, 0] == pytest.approx(picture.width - motion.head.center[0, 0], abs=8)
+
+
+def test_the_person_asked_for_is_followed(capture, man, boy, warned):
+    frames = [scene((man[i], 12), (boy[i], 670)) for i in range(10)]
+    largest = capture.capture(frames, progress=False)
+    assert (largest.head.center[:, 0] > 670).all()
+    assert "2 people were found; the largest is followed" in warnings_of(warned)
+    for choice in (1, (330, 450), (40, 230, 620, 715)):
+        other = capture.capture(frames, person=choice, progress=False)
+        assert (other.head.center[:, 0] < 600).all() and (other.head.confidence >= 0.5).all()
+
+
+def test_bad_choices_are_named(capture, man):
+    frames = [scene((man[i], 12)) for i in range(2)]
+    for choice, message in [
+        (1, "`person` is 1, but 1 person was found"),
+        ((1200, 20), r"`person` is the point \(1200, 20\), but in frame 0 people are only at"),
+        ((900, 0, 1200, 300), r"`person` is the box"),
+        ("him", "`person` must be None, an index"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            capture.capture(frames, person=choice, progress=False)
+
+
+def test_people_who_cross_are_not_swapped(capture, man, boy, warned):
+    steps = 18
+    frames = []
+    for i in range(steps):
+        t = i / (steps - 1)
+        frames.append(scene((boy[2 * i][:, 50:550], int(20 + 700 * t)), (man[2 * i][:, 80:560], int(740 - 720 * t))))
+    motion = capture.capture(frames, fps=6, person=(250, 300), progress=False)
+    # The boy is behind; he walks from the left to the right, and there is no frame in which the man stands in for him.
+    path = np.linspace(20, 720, steps) + 220
+    seen = motion.head.confidence >= 0.5
+    assert seen[:4].all() and seen[-3:].all() and not seen.all()
+    assert np.abs(motion.head.center[seen, 0] - path[seen]).max() < 130
+    assert "People overlap or cross" in warnings_of(warned)
+
+
+def test_a_person_who_leaves_and_returns_is_said(capture, man, warned):
+    place = [300, 320, 700, *[1300] * 8, 700, 320, 300]
+    frames = [scene((man[i], x)) for i, x in enumerate(place)]
+    motion = capture.capture(frames, fps=6, progress=False)
+    assert (motion.people[3:11] == -1).all()
+    assert motion.people[0] == motion.people[-1] >= 0
+    assert motion.head.confidence[0] >= 0.5 and motion.head.confidence[-1] >= 0.5
+    assert motion.head.confidence[6] < 0.5 and (motion.body.confidence[6] < 0.5).all()
+    assert "The person left the picture or was not found in frames 3-10 (8 of 14)" in warnings_of(warned)
+
+
+def test_a_cut_is_said_and_nothing_is_smoothed_across(capture, man, boy, warned):
+    frames = [scene((boy[i], 350)) for i in range(8)] + [np.ascontiguousarray(man[i]) for i in range(0)]
+    room = np.full((720, 1280, 3), (30, 20, 160), np.uint8)
+    for i in range(8):
+        room[216:, 40:656] = man[i]
+        frames.append(room.copy())
+    motion = capture.capture(frames, progress=False)
+    assert "The video cuts to another scene at frame 8" in warnings_of(warned)
+    x = motion.head.center[:, 0]
+    assert (x[:8] > 500).all() and (x[8:] < 450).all()
+    assert (motion.head.confidence >= 0.5).all()
+
+
+def test_a_face_lost_midway_is_said(capture, boy, warned):
+    frames = [frame.copy() for frame in boy[:24]]
+    for frame in frames[8:17]:
+        frame[230:430, 130:380] = frame[230:430, 130:380].mean(axis=(0, 1))
+    motion = capture.capture(frames, fps=12, progress=False)
+    said = warnings_of(warned)
+    assert "The face was lost in frame" in said or "was not found in frame" in said
+    assert (motion.face.confidence[:8] >= 0.5).all() and (motion.face.confidence[-5:] >= 0.5).all()
+    assert motion.face.confidence[12] < 0.5
+
+
+def test_nobody_is_an_error(capture):
+    with pytest.raises(ValueError, match="`video` shows no person"):
+        capture.capture([scene()] * 3, progress=False)
+    with pytest.raises(ValueError, match="`image` shows no person"):
+        capture.capture(Image.new("RGB", (320, 240), "grey"), progress=False)
+    with pytest.raises(ValueError, match="`face_size` must be"):
+        capture.capture([scene()], face_size=0)
+
+
+def test_fps_and_face_crops(capture, media):
+    motion = capture.capture(VideoReader(media / "carphone.mp4", fps=5), progress=False, face_size=48)
+    assert motion.fps == 5 and len(motion) == 21
+    assert motion.face.crops.shape == (21, 48, 48, 3)
+    # The crop is the picture inside the box: compare with Pillow's own crop.
+    frame = next(iter(VideoReader(media / "carphone.mp4", fps=5)))
+    expected = Image.fromarray(frame).crop([round(float(v)) for v in motion.face.boxes[0]]).resize((48, 48))
+    assert np.abs(motion.face.crops[0].astype(float) - np.asarray(expected)).mean() < 8
+
+
+def test_saved_and_loaded(capture, tmp_path):
+    from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+
+    capture.save_pretrained(tmp_path / "capture")
+    again = MediaPipeCapture.from_pretrained(tmp_path / "capture")
+    assert sorted(path.name for path in again.folder.iterdir()) == [
+        "face_landmarker.task",
+        "hand_landmarker.task",
+        "pose_landmarker_full.task",
+    ]
+
+
+def test_missing_models_are_named_with_both_ways_to_get_them(monkeypatch, tmp_path):
+    pytest.importorskip("mediapipe")
+    from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+
+    monkeypatch.setenv("DREAMACTOR_CAPTURE_MODELS", str(tmp_path))
+    with pytest.raises(OSError) as error:
+        MediaPipeCapture.from_pretrained()
+    for words in ("pose_landmarker_full.task", "hand_landmarker.task", "face_landmarker.task"):
+        assert words in str(error.value)
+    assert "dreamactor capture --download" in str(error.value) and "DREAMACTOR_CAPTURE_MODELS" in str(error.value)
+    with pytest.raises(OSError, match="neither a folder nor a Hub repository"):
+        MediaPipeCapture.from_pretrained("nobody/no-such-repository")
