@@ -161,7 +161,9 @@ def convert(
         states = encode_prompts(base, index, [USUAL_PROMPT, ""])
         write_prompt_embedding(staging / "prompt_embedding", states, USUAL_PROMPT)
         entries["prompt_embedding"] = (LIBRARY, "PromptEmbedding")
-        processor = MotionGuidanceProcessor(style="wan", area=AREA, face_size=config["motion_encoder_size"])
+        processor = MotionGuidanceProcessor(
+            style="wan", area=AREA, face_size=config["motion_encoder_size"], face_scale=1.0
+        )
         processor.save_pretrained(staging / "motion_processor")
         entries["motion_processor"] = (LIBRARY, "MotionGuidanceProcessor")
         if capture_models is not None:
