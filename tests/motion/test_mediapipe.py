@@ -89,7 +89,7 @@ def face_look(yaw, middle=(320.0, 100.0)) -> FaceLook:
     middle = np.array(middle)
     return FaceLook(
         box=np.concatenate([middle - 20, middle + 20]),
-        points=middle + np.array([[0, 3], [8, -6], [-8, -6], [6, 12], [-6, 12]]),
+        points=middle + np.array([[0, 3], [8, -6], [-8, -6], [6, 12], [-6, 12], [20, 0], [-20, 0]]),
         rotation=Rotation.from_euler("Y", -yaw, degrees=True).as_matrix(),
         ray_through=np.array([WIDTH / 2, HEIGHT / 2]),
         center=middle,

@@ -187,7 +187,11 @@ def lift(
     """
     keypoints, confidence = observed.keypoints.copy(), observed.visibility
     weights = np.where(confidence > 0.5, confidence, 0.0) + 1e-3
-    focal_length = estimate_focal_length(observed.world, keypoints, weights * observed.seen[:, None], width, height)
+    # The face is refined in the picture only, so its points are no pairs; it is nearly flat anyway.
+    pairs = slice(11, 33)
+    focal_length = estimate_focal_length(
+        observed.world[:, pairs], keypoints[:, pairs], weights[:, pairs] * observed.seen[:, None], width, height
+    )
     middle = np.einsum("fn,fnd->fd", weights, keypoints) / weights.sum(axis=1, keepdims=True)
     turned = np.einsum("fij,fnj->fni", ray_rotation(middle, focal_length, width, height), observed.world)
     translation = solve_translation(turned, keypoints, weights, focal_length, width, height)

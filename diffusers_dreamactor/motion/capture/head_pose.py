@@ -48,9 +48,10 @@ _BROWS_TO_CHIN = [
     152,
 ]
 _BROWS_TO_CHIN += [377, 400, 378, 379, 365, 397, 288, 361, 323, 454, 356]
-# The same points in the mesh and in the pose: nose, eyes (left, right), corners of the mouth (left, right).
-_MESH_POINTS = ([1], [263, 362], [33, 133], [291], [61])
-_POSE_POINTS = [0, 2, 5, 9, 10]
+# The same points in the mesh and in the pose: nose, eyes (left, right), corners of the mouth (left, right), ears (left,
+# right; the mesh ends just before them).
+_MESH_POINTS = ([1], [263, 362], [33, 133], [291], [61], [454], [234])
+POSE_POINTS_OF_LOOK = [0, 2, 5, 9, 10, 7, 8]
 # Where the pose's face points (nose, left eye, right eye, left ear, right ear, mouth corners) are in the head's frame
 # (metres, x to the person's left, y down, z to the back of the head; the canonical face, ears at its rim).
 _POSE_FACE = [0, 2, 5, 7, 8, 9, 10]
@@ -77,7 +78,7 @@ class FaceLook:
 
     Args:
         box (`(4,)`): around brows, chin and ears, tight, not square.
-        points (`(5, 2)`): nose, left and right eye, left and right corner of the mouth.
+        points (`(7, 2)`): nose, left and right eye, left and right corner of the mouth, left and right ear.
         rotation (`(3, 3)`): head to camera, as in `HeadTrack`, still relative to the ray through `ray_through`.
         ray_through (`(2,)`): the middle of the crop that the face was found in.
         center (`(2,)`), radius (`float`): of the head's ball.
@@ -104,7 +105,9 @@ class FaceLook:
 
     def pose_error(self, keypoints: np.ndarray) -> float:
         """How far nose, eyes and mouth of a pose `(33, 2)` lie from this face's, in sides of the face."""
-        return float(np.linalg.norm(keypoints[_POSE_POINTS] - self.points, axis=1).mean() / self.side)
+        distance = np.linalg.norm(keypoints[POSE_POINTS_OF_LOOK] - self.points, axis=1)
+        # Without the ears, which hair hides.
+        return float(distance[:5].mean() / self.side)
 
     def fits(self, keypoints: np.ndarray) -> bool:
         """Whether a pose `(33, 2)` has its face here and its shoulders where the neck must be."""

@@ -1,5 +1,7 @@
 """From what was seen in each frame to a repaired, smooth `MotionSequence`, with warnings about what was not seen."""
 
+from dataclasses import replace
+
 import numpy as np
 from diffusers.utils import logging
 
@@ -7,7 +9,7 @@ from ...media import VideoReader
 from ..filtering import fill_gaps, fill_rotations, find_outliers, smooth, smooth_boxes, smooth_rotations
 from ..sequence import FaceTrack, HeadTrack, MotionSequence, head_yaw_pitch_roll
 from .body_pose import PoseObservations, lift, repair
-from .head_pose import FaceLook, HeadEstimate, estimate_heads, face_box
+from .head_pose import POSE_POINTS_OF_LOOK, FaceLook, HeadEstimate, estimate_heads, face_box
 from .selection import frame_ranges
 
 
@@ -42,6 +44,26 @@ def _repair_heads(heads: HeadEstimate, shots: list[slice], fps: float, smoothed:
             ball = smooth(ball[:, None], filled, fps)[:, 0]
         heads.center[shot], heads.radius[shot], heads.box[shot] = ball[:, :2], np.maximum(ball[:, 2], 1e-2), box
     return heads
+
+
+def _refine_faces(
+    looks: list[FaceLook | None], observed: PoseObservations, shots: list[slice], fps: float
+) -> PoseObservations:
+    """
+    The pose with nose, eyes, mouth and ears where the face mesh, which is more exact, has them. Where there is no mesh the
+    last difference between the two fades, so that nothing jumps.
+    """
+    difference = np.zeros((len(looks), len(POSE_POINTS_OF_LOOK), 2))
+    known = np.zeros(difference.shape[:2])
+    for frame in np.flatnonzero(observed.seen):
+        if looks[frame] is not None:
+            difference[frame] = looks[frame].points - observed.keypoints[frame, POSE_POINTS_OF_LOOK]
+            known[frame] = 1
+    keypoints = observed.keypoints.copy()
+    for shot in shots:
+        filled, weight = fill_gaps(difference[shot], known[shot], fps)
+        keypoints[shot, POSE_POINTS_OF_LOOK] += weight[..., None] * filled
+    return replace(observed, keypoints=keypoints)
 
 
 def _warn(looks: list[FaceLook | None], seen: np.ndarray, heads: HeadEstimate, fps: float, what: str) -> None:
@@ -99,7 +121,7 @@ def to_motion(
     """
     width, height, fps = reader.width, reader.height, reader.fps
     seen = observed.seen
-    repaired = repair(observed, shots, fps, smoothed)
+    repaired = repair(_refine_faces(looks, observed, shots, fps), shots, fps, smoothed)
     body, focal_length = lift(repaired, shots, fps, width, height, smoothed)
     heads = estimate_heads(
         looks, observed.keypoints, observed.world, observed.visibility, seen, focal_length, width, height

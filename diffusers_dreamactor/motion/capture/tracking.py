@@ -1,6 +1,6 @@
 """Following several people through a video, and noticing cuts."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import linear_sum_assignment
@@ -175,7 +175,8 @@ class PersonTracker:
         elif frame > track.contested_until:
             blended = 0.95 * track.appearance + 0.05 * person.appearance
             track.appearance = blended / np.linalg.norm(blended)
-        track.detections[frame] = person
+        # The colours are in the track now; over an hour of video they would add up.
+        track.detections[frame] = replace(person, appearance=None)
         return track.id
 
     def _note_overlaps(self, frame: int, people: list[Person], numbers: list[int]) -> None:
