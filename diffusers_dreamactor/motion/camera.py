@@ -7,7 +7,8 @@ Every function is pure and works on a batch of frames `(F, ...)`.
 import numpy as np
 
 
-HUMAN_SCALE_EPS = 1e-6
+# Keeps divisions by scales and weights finite.
+_EPSILON = 1e-6
 
 
 def default_focal_length(width: int, height: int) -> float:
@@ -59,14 +60,14 @@ def weak_perspective(points: np.ndarray, keypoints: np.ndarray, weights: np.ndar
     Returns the scale (F,) in pixels per unit of `points` and the offset (F, 2) in pixels, so that
     `keypoints ~ scale * points[..., :2] + offset`.
     """
-    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), HUMAN_SCALE_EPS)
+    weights = weights / np.maximum(weights.sum(axis=1, keepdims=True), _EPSILON)
     mean_point = np.einsum("fn,fnd->fd", weights, points[..., :2])
     mean_keypoint = np.einsum("fn,fnd->fd", weights, keypoints)
     centred_points = points[..., :2] - mean_point[:, None]
     centred_keypoints = keypoints - mean_keypoint[:, None]
     covariance = np.einsum("fn,fnd,fnd->f", weights, centred_points, centred_keypoints)
     variance = np.einsum("fn,fnd,fnd->f", weights, centred_points, centred_points)
-    scale = covariance / np.maximum(variance, HUMAN_SCALE_EPS**2)
+    scale = covariance / np.maximum(variance, _EPSILON**2)
     return scale, mean_keypoint - scale[:, None] * mean_point
 
 
@@ -84,7 +85,7 @@ def solve_translation(
     centred = (np.asarray(keypoints, dtype=np.float64) - np.array([width / 2, height / 2])) / focal_length
     points = np.asarray(points, dtype=np.float64)
     scale, offset = weak_perspective(points, keypoints, weights)
-    depth = focal_length / np.maximum(scale, HUMAN_SCALE_EPS * focal_length)
+    depth = focal_length / np.maximum(scale, _EPSILON * focal_length)
     fallback = np.concatenate(
         [(offset - np.array([width / 2, height / 2])) / focal_length * depth[:, None], depth[:, None]], axis=-1
     )
@@ -104,7 +105,7 @@ def solve_translation(
             ],
             axis=-1,
         )
-        design += HUMAN_SCALE_EPS * np.eye(3) * np.maximum(total, HUMAN_SCALE_EPS)[:, None, None] * 1e-3
+        design += _EPSILON * np.eye(3) * np.maximum(total, _EPSILON)[:, None, None] * 1e-3
         solved = np.linalg.solve(design, right[..., None])[..., 0]
         nearest = -points[..., 2].min(axis=1)
         sane = np.isfinite(solved).all(axis=1) & (solved[:, 2] > nearest + 0.05) & (solved[:, 2] > 0.3 * depth)

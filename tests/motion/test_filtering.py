@@ -181,3 +181,14 @@ def test_rotation_gaps_are_filled_along_the_shortest_turn():
     filled = fill_rotations(broken, known)
     np.testing.assert_allclose(filled[2:19], rotations[2:19], atol=1e-9)
     np.testing.assert_allclose(filled[0], rotations[2], atol=1e-9)
+
+
+@pytest.mark.parametrize("num_frames", range(1, 10))
+def test_clips_of_a_few_frames(num_frames):
+    values = np.arange(num_frames, dtype=float)[:, None, None] * np.array([2.0, -1.0])
+    confidence = np.ones((num_frames, 1))
+    assert not find_outliers(values, confidence).any()
+    np.testing.assert_allclose(smooth(values, confidence, 24), values, atol=0.05)
+    np.testing.assert_array_equal(fill_gaps(values, confidence, 24)[0], values)
+    rotations = Rotation.from_euler("Y", 3.0 * np.arange(num_frames)[:, None], degrees=True).as_matrix()
+    np.testing.assert_allclose(smooth_rotations(rotations, confidence[:, 0], 24), rotations, atol=1e-3)
