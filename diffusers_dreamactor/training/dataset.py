@@ -1,0 +1,193 @@
+"""Prepared clips: cached latents with the guidance that drives them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch.utils.data import Dataset
+
+from ..processors.guidance import MotionGuidance
+
+
+CLIP_FILES = ("latents.safetensors", "guidance.safetensors", "reference_guidance.safetensors")
+REGIONS = ("body", "head", "eyes_and_mouth")
+"""Channels of a clip's `regions`: which share of a latent pixel each covers; they do not overlap."""
+
+
+class PreparedClipDataset(Dataset):
+    """
+    Clips prepared by `examples/prepare_dataset.py`, cut into windows of a few latent frames.
+
+    A clip is a folder with
+    - `latents.safetensors`: `latents (C, T, h, w)` normalised, `reference_latents (C, R, h, w)`, optionally `regions
+      (3, T, h, w)` uint8 (255 is all of a latent pixel; channels as `REGIONS`), and JSON metadata under `clip`;
+    - `guidance.safetensors`: the clip's `MotionGuidance`, `4 (T - 1) + 1` frames; crops or motion tokens;
+    - `reference_guidance.safetensors`: the references' own poses, R frames.
+
+    Args:
+        folder: of the prepared clips.
+        lengths (sequence of `int`): window lengths in latent frames that are trained; a clip appears once for each
+            length that it has.
+        length_weights (sequence of `float`, *optional*): how often each length is drawn.
+        start_probability (`float`): how often a window is the start of the clip. The others start in its middle, from a
+            given latent, as the later segments of a long video do.
+        in_memory (`bool`): keep what was read.
+        face (`str`): `"crops"`, or `"motion_tokens"` for the ready tokens that guidance may hold.
+
+    Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
+    `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
+    `regions (3, L, h, w)` float in [0, 1], and `continued` (bool): whether the first latent is given.
+    """
+
+    def __init__(
+        self,
+        folder: str | Path,
+        lengths: tuple[int, ...] = (5,),
+        length_weights: tuple[float, ...] | None = None,
+        start_probability: float = 0.5,
+        in_memory: bool = False,
+        face: str = "crops",
+    ):
+        if face not in ("crops", "motion_tokens"):
+            raise ValueError(f"`face` is {face!r}, but has to be crops or motion_tokens.")
+        self.face = "face" if face == "crops" else face
+        self.start_probability = start_probability
+        self.cache = {} if in_memory else None
+        self.items, self.keys, self.weights = [], [], []
+        length_weights = length_weights or (1.0,) * len(lengths)
+        for path in list_prepared_clips(folder):
+            with safe_open(path / "latents.safetensors", framework="pt") as file:
+                shape = file.get_slice("latents").get_shape()
+            for length, weight in zip(lengths, length_weights):
+                if shape[1] >= length:
+                    self.items.append((path, length))
+                    self.keys.append((shape[2], shape[3], length))
+                    self.weights.append(weight)
+        if not self.items:
+            raise ValueError(f"`folder` {folder} holds no prepared clips of at least {min(lengths)} latent frames.")
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
+        index, seed = item
+        path, length = self.items[index]
+        random = np.random.default_rng(seed)
+        clip = self._read(path)
+        available = clip["latents"].shape[1] - length
+        start = 0
+        if available > 0 and random.random() >= self.start_probability:
+            start = int(random.integers(1, available + 1))
+        # latent s > 0 covers frames 4 s - 3 to 4 s; a segment that starts with it is driven from its last frame on
+        frames = slice(4 * start, 4 * (start + length - 1) + 1)
+        sample = {
+            "latents": clip["latents"][:, start : start + length].float(),
+            "maps": clip["maps"][:, frames],
+            "reference_latents": clip["reference_latents"].float(),
+            "reference_maps": clip["reference_maps"],
+            "continued": torch.tensor(start > 0),
+        }
+        for name in (self.face, "face_weight"):
+            if clip[name] is None:
+                raise ValueError(f"{path.name} has no `{name}`, which this training reads.")
+            sample[name] = clip[name][frames]
+        if clip["regions"] is not None:
+            sample["regions"] = clip["regions"][:, start : start + length].float() / 255
+        return sample
+
+    def _read(self, path: Path) -> dict[str, torch.Tensor | None]:
+        if self.cache is not None and path in self.cache:
+            return self.cache[path]
+        clip = read_prepared_clip(path)
+        if self.cache is not None:
+            self.cache[path] = clip
+        return clip
+
+
+def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+    """Stack samples of one size and length; of the references, as many are kept as each of them has."""
+    count = min(sample["reference_latents"].shape[1] for sample in samples)
+    batch = {}
+    for name in samples[0]:
+        values = [sample[name][:, :count] if name.startswith("reference_") else sample[name] for sample in samples]
+        batch[name] = torch.stack(values)
+    return batch
+
+
+def list_prepared_clips(folder: str | Path) -> list[Path]:
+    """Folders of the complete clips in `folder`, sorted."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"`folder` names no folder: {folder}")
+    return sorted(path for path in folder.iterdir() if (path / CLIP_FILES[0]).exists())
+
+
+def read_prepared_clip(path: Path) -> dict:
+    """Everything of one clip as tensors (`None` where there is nothing); `metadata` is a `dict`."""
+    with safe_open(path / "latents.safetensors", framework="pt") as file:
+        clip = {name: file.get_tensor(name) for name in file.keys()}
+        metadata = json.loads((file.metadata() or {}).get("clip", "{}"))
+    clip = {"regions": None} | clip | {"metadata": metadata}
+    guidance = MotionGuidance.load(path / "guidance.safetensors")
+    reference_guidance = MotionGuidance.load(path / "reference_guidance.safetensors")
+    clip["maps"] = stack_maps(guidance)
+    clip["reference_maps"] = stack_maps(reference_guidance)
+    for name in ("face", "motion_tokens", "face_weight"):
+        value = getattr(guidance, name)
+        clip[name] = None if value is None else torch.from_numpy(np.ascontiguousarray(value))
+    return clip
+
+
+def stack_maps(guidance: MotionGuidance) -> torch.Tensor:
+    """`(6, F, H, W)` uint8: skeleton and sphere; `MotionGuidance.maps` before it is scaled."""
+    sphere = np.zeros_like(guidance.skeleton) if guidance.sphere is None else guidance.sphere
+    maps = np.concatenate([guidance.skeleton, sphere], axis=1)
+    return torch.from_numpy(np.ascontiguousarray(maps.transpose(1, 0, 2, 3)))
+
+
+def check_prepared_clip(path: Path) -> list[str]:
+    """
+    What is wrong with a prepared clip, as sentences; an empty list when nothing is.
+
+    Looks for missing files, latents that are not finite or far from unit variance, lengths and sizes that do not fit
+    together, guidance without a body, and faces that are never seen.
+    """
+    missing = [name for name in CLIP_FILES if not (path / name).exists()]
+    if missing:
+        return [f"{path.name}: {', '.join(missing)} is missing."]
+    try:
+        clip = read_prepared_clip(path)
+    except (ValueError, OSError, KeyError) as error:
+        return [f"{path.name}: cannot be read: {error}"]
+    problems = []
+    latents, maps = clip["latents"].float(), clip["maps"]
+    if not torch.isfinite(latents).all():
+        problems.append("its latents are not finite.")
+    elif not 0.05 < latents.std() < 5:
+        problems.append(f"its latents have a standard deviation of {latents.std():.2f}: normalised ones are near 1.")
+    if maps.shape[1] != 4 * (latents.shape[1] - 1) + 1:
+        problems.append(
+            f"its guidance has {maps.shape[1]} frames, but {latents.shape[1]} latent frames take "
+            f"{4 * (latents.shape[1] - 1) + 1}."
+        )
+    if maps.shape[2] % latents.shape[2] or maps.shape[3] % latents.shape[3]:
+        problems.append(
+            f"its guidance is {tuple(maps.shape[2:])}, which latents of {tuple(latents.shape[2:])} do not divide."
+        )
+    if clip["reference_latents"].shape[1] != clip["reference_maps"].shape[1]:
+        problems.append(
+            f"it has {clip['reference_latents'].shape[1]} reference latents, but {clip['reference_maps'].shape[1]} poses."
+        )
+    if clip["reference_latents"].shape[2:] != latents.shape[2:]:
+        problems.append("its references have another size than its latents.")
+    if maps[:3].max() == 0:
+        problems.append("its skeleton is black in every frame: no body was found.")
+    if clip["face"] is None and clip["motion_tokens"] is None:
+        problems.append("it has neither face crops nor motion tokens.")
+    elif clip["face_weight"].max() == 0:
+        problems.append("its face is never seen.")
+    return [f"{path.name}: {problem}" for problem in problems]

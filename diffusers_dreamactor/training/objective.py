@@ -1,0 +1,164 @@
+"""The training objective: a batch of prepared clips in, the flow-matching loss out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from ..pipelines.conditioning import (
+    empty_condition,
+    encode_reference_pose,
+    initial_latent_condition,
+    pack_reference_latents,
+)
+from .flow_matching import add_noise, sample_sigmas, velocity
+from .stages import STAGES
+
+
+@dataclass
+class ObjectiveConfig:
+    """
+    What is random in training, and what counts how much.
+
+    Args:
+        stage (`str`): a key of `STAGES`.
+        weighting_scheme, logit_mean, logit_std, shift: of the noise levels; see `sample_sigmas`.
+        drop_motion, drop_reference, drop_all (`float`): how often pose and face, the references, or all of them are left
+            out of a whole batch, for classifier-free guidance.
+        drop_face (`float`): how often the face alone is left out.
+        initial_latent (`float`): how often a window at a clip's start is given its first latent (those in the middle
+            always are).
+        max_references (`int`): references are a random number up to this.
+        region_weights (`tuple`): added to the loss weight 1 on the body, on the head, on eyes and mouth.
+        channel_weights (`tuple`, *optional*): of the latent channels, of mean 1; when some carry more of the picture.
+    """
+
+    stage: str = "3"
+    weighting_scheme: str = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    shift: float = 3.0
+    drop_motion: float = 0.05
+    drop_reference: float = 0.05
+    drop_all: float = 0.05
+    drop_face: float = 0.05
+    initial_latent: float = 0.2
+    max_references: int = 3
+    region_weights: tuple[float, float, float] = (1.0, 2.0, 4.0)
+    channel_weights: tuple[float, ...] | None = None
+
+
+class DreamActorObjective(nn.Module):
+    """
+    All trained models as one module, so that data-parallel wrappers see one forward pass.
+
+    Conditions are put together by the functions of `pipelines.conditioning` that the pipeline calls, too.
+
+    Args:
+        transformer, pose_encoder, face_motion_encoder, audio_motion_encoder: the models; what a stage does not need may
+            be `None`.
+        config (`ObjectiveConfig`): see there.
+    """
+
+    def __init__(
+        self,
+        transformer: nn.Module,
+        pose_encoder: nn.Module,
+        face_motion_encoder: nn.Module | None,
+        config: ObjectiveConfig,
+        audio_motion_encoder: nn.Module | None = None,
+    ):
+        super().__init__()
+        self.transformer, self.pose_encoder = transformer, pose_encoder
+        self.face_motion_encoder, self.audio_motion_encoder = face_motion_encoder, audio_motion_encoder
+        self.config = config
+
+    def encode_face(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
+        """Face motion tokens `(B, F, motion_dim)`, faded where no face is seen, as the pipeline does."""
+        source = STAGES[self.config.stage].face
+        if source is None:
+            return None
+        if source == "audio":
+            return self.audio_motion_encoder(batch["audio_features"], batch["maps"].shape[2])
+        if "motion_tokens" in batch:
+            tokens = batch["motion_tokens"]
+        else:
+            trained = any(parameter.requires_grad for parameter in self.face_motion_encoder.parameters())
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                crops = batch["face"].float() / 127.5 - 1
+                tokens = self.face_motion_encoder(crops, batch_size=64)
+        return tokens * batch["face_weight"].to(tokens)[..., None]
+
+    def forward(self, batch: dict[str, torch.Tensor], generator: torch.Generator) -> dict[str, torch.Tensor]:
+        """
+        Args:
+            batch (`dict`): of `PreparedClipDataset`, collated.
+            generator (`torch.Generator`): on the CPU; everything random is drawn from it.
+
+        Returns:
+            `dict` with `loss` (to minimise) and `mse` (unweighted, for comparison between runs).
+        """
+        config, latents = self.config, batch["latents"]
+        batch_size, channels = latents.shape[:2]
+
+        # 1. What this batch is given
+        chance = torch.rand(4, generator=generator).tolist()
+        drop_all = chance[0] < config.drop_all
+        drop_motion = drop_all or chance[0] > 1 - config.drop_motion
+        drop_reference = drop_all or config.drop_all < chance[0] < config.drop_all + config.drop_reference
+        drop_face = drop_motion or chance[1] < config.drop_face
+        available = min(config.max_references, batch["reference_latents"].shape[2])
+        number = 1 + int(chance[2] * available)
+        # the first reference is the identity and always there; which others complement it is random
+        others = 1 + torch.randperm(batch["reference_latents"].shape[2] - 1, generator=generator)[: number - 1]
+        picks = torch.cat([torch.zeros(1, dtype=torch.long), others]).to(latents.device)
+        given = batch["continued"].cpu() | (torch.rand(batch_size, generator=generator) < config.initial_latent)
+        given = given.to(latents.device).view(-1, 1, 1, 1, 1)
+
+        # 2. Noise
+        sigmas = sample_sigmas(
+            batch_size,
+            generator,
+            config.weighting_scheme,
+            config.logit_mean,
+            config.logit_std,
+            shift=config.shift,
+        ).to(latents.device)
+        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        noisy = add_noise(latents, noise, sigmas)
+        condition = torch.where(given, initial_latent_condition(noisy, latents[:, :, :1]), empty_condition(noisy))
+
+        # 3. Conditions
+        pose = motion = reference = reference_pose = None
+        if not drop_motion:
+            pose = self.pose_encoder(batch["maps"].float() / 127.5 - 1)
+        if not drop_face:
+            motion = self.encode_face(batch)
+        if not drop_reference:
+            reference = pack_reference_latents(batch["reference_latents"][:, :, picks])
+            maps = batch["reference_maps"][:, :, picks].float() / 127.5 - 1
+            reference_pose = encode_reference_pose(self.pose_encoder, maps)
+        prediction = self.transformer(
+            hidden_states=torch.cat([noisy, condition], dim=1),
+            timestep=sigmas * 1000,
+            reference_hidden_states=reference,
+            reference_pose_hidden_states=reference_pose,
+            pose_hidden_states=pose,
+            motion_hidden_states=motion,
+            return_dict=False,
+        )[0]
+
+        # 4. Loss; a latent that is given need not be predicted
+        error = (prediction.float() - velocity(latents, noise)).square()
+        weight = torch.ones_like(error[:, :1])
+        if "regions" in batch:
+            added = torch.tensor(config.region_weights).to(latents).view(1, -1, 1, 1, 1)
+            weight = weight + (batch["regions"] * added).sum(dim=1, keepdim=True)
+        weight = torch.cat([weight[:, :, :1] * ~given, weight[:, :, 1:]], dim=2)
+        mse = (error.mean(dim=1, keepdim=True) * (weight > 0)).sum() / (weight > 0).sum()
+        if config.channel_weights is not None:
+            error = error * torch.tensor(config.channel_weights).to(error).view(1, channels, 1, 1, 1)
+        loss = (error.mean(dim=1, keepdim=True) * weight).sum() / weight.sum()
+        return {"loss": loss, "mse": mse.detach()}

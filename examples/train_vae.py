@@ -1,0 +1,246 @@
+"""
+Train a small DreamActorVAE from scratch, or go on with one, on a folder of clips.
+
+    accelerate launch train_vae.py --data data/train --output vae --max_train_steps 2000
+
+Train at the length the model is used at: a causal video autoencoder that has only seen short clips decays on long ones.
+
+With `--teacher linear` (for small models and small budgets) the latents are principal components: the encoder learns to
+give them, the decoder to read them, which takes minutes where training end to end takes hours. `--train decoder` then
+goes on with the decoder alone on the encoder's own, slightly noisy latents, which leaves cached latents valid.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import math
+import time
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+from torch.utils.data import DataLoader
+
+from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
+from diffusers_dreamactor.training.buckets import BucketBatchSampler
+from diffusers_dreamactor.training.checkpointing import (
+    TrainingProgress,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+    seed_step,
+)
+from diffusers_dreamactor.training.linear_code import LinearCode
+from diffusers_dreamactor.training.optimizers import ConvMuon
+from diffusers_dreamactor.training.video_crops import VideoCropDataset
+
+
+class Reconstruction(torch.nn.Module):
+    """
+    The autoencoder's training pass as one module, for data-parallel wrappers.
+
+    Args:
+        vae: is trained.
+        train (`str`): `"both"`, `"encoder"` or `"decoder"`.
+        latent_noise (`float`): up to how much noise is put on the latents before they are decoded.
+        teacher (`LinearCode`, *optional*): what the latents shall be.
+    """
+
+    def __init__(self, vae: DreamActorVAE, train: str, latent_noise: float, teacher: LinearCode | None = None):
+        super().__init__()
+        self.vae, self.train_part, self.latent_noise, self.teacher = vae, train, latent_noise, teacher
+
+    def forward(
+        self, video: torch.Tensor, generator: torch.Generator
+    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
+        """Decoded frames (not clamped), the encoder's latents, and the teacher's; `None` for what is not computed."""
+        target = None if self.teacher is None else self.teacher.encode(video)
+        latents = decoded = None
+        if self.train_part != "decoder":
+            latents = self.vae.encode_video(video)
+        elif target is None:
+            with torch.no_grad():
+                latents = self.vae.encode_video(video)
+        if self.train_part != "encoder":
+            source = latents if target is None else target
+            noise = torch.randn(source.shape, generator=generator).to(source)
+            # as strong in every clip as a sampler's error may be, from none to the full amount
+            strength = torch.rand(len(source), 1, 1, 1, 1, generator=generator).to(source) * self.latent_noise
+            decoded = self.vae.decode_video(source + strength * noise, clamp=False)
+        return decoded, latents, target
+
+
+def parse_arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--data", required=True, help="folder of clips (see VideoCropDataset)")
+    parser.add_argument("--output", required=True, help="folder of the run; the result is saved in it as `vae`")
+    parser.add_argument("--vae", help="a saved DreamActorVAE to go on with; otherwise a new one is made")
+    parser.add_argument("--base_dim", type=int, default=16)
+    parser.add_argument("--decoder_base_dim", type=int, default=16)
+    parser.add_argument("--dim_mult", type=int, nargs="+", default=[1, 4, 4])
+    parser.add_argument("--z_dim", type=int, default=16)
+    parser.add_argument("--patch_size", type=int, default=2)
+    parser.add_argument("--num_frames", type=int, default=17)
+    parser.add_argument("--size", type=int, default=32, help="height and width of the crops")
+    parser.add_argument("--batch_size", type=int, default=12)
+    parser.add_argument("--learning_rate", type=float, default=2e-3)
+    parser.add_argument("--optimizer", default="adamw", choices=("adamw", "muon"))
+    parser.add_argument("--warmup_steps", type=int, default=50)
+    parser.add_argument("--max_train_steps", type=int, required=True)
+    parser.add_argument("--latent_noise", type=float, default=0.05, help="noise on latents, in latent units")
+    parser.add_argument("--kl_weight", type=float, default=1e-3, help="pulls latents to unit variance and zero mean")
+    parser.add_argument("--train", default="both", choices=("both", "encoder", "decoder"))
+    parser.add_argument("--teacher", choices=("linear",), help="learn the code of a LinearCode instead of finding one")
+    parser.add_argument("--teacher_clips", type=int, default=150, help="clips that the teacher is fitted to")
+    parser.add_argument("--checkpointing_steps", type=int, default=200)
+    parser.add_argument("--resume", default="latest", help="`latest`, a checkpoint's name, or `no`")
+    parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16"))
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--cpu", action="store_true")
+    return parser.parse_args()
+
+
+def new_vae(arguments: argparse.Namespace) -> DreamActorVAE:
+    """A small autoencoder with Wan 2.2's residual shortcuts (they learn fast) and 4x8x8 compression."""
+    channels = 3 * arguments.patch_size**2
+    return DreamActorVAE(
+        base_dim=arguments.base_dim,
+        decoder_base_dim=arguments.decoder_base_dim,
+        z_dim=arguments.z_dim,
+        dim_mult=arguments.dim_mult,
+        num_res_blocks=1,
+        temperal_downsample=[True, True],
+        is_residual=True,
+        in_channels=channels,
+        out_channels=channels,
+        patch_size=arguments.patch_size,
+        latents_mean=[0.0] * arguments.z_dim,
+        latents_std=[1.0] * arguments.z_dim,
+        scale_factor_temporal=4,
+        scale_factor_spatial=4 * arguments.patch_size,
+    )
+
+
+def fit_teacher(arguments: argparse.Namespace, dataset: VideoCropDataset, output: Path) -> LinearCode:
+    """The run's teacher, fitted once and kept in its folder."""
+    path = output / "linear_code.safetensors"
+    if not path.exists():
+        output.mkdir(parents=True, exist_ok=True)
+        picks = [index * len(dataset) // arguments.teacher_clips for index in range(arguments.teacher_clips)]
+        LinearCode.fit((dataset[pick, pick]["video"][None] for pick in picks), arguments.z_dim).save(path)
+    return LinearCode.load(path)
+
+
+def measure_latents(vae: DreamActorVAE, dataset: VideoCropDataset, clips: int = 64) -> None:
+    """Store the mean and standard deviation of the latents in the config, so that normalised latents have 0 and 1."""
+    latents = []
+    with torch.no_grad():
+        for index in range(min(clips, len(dataset))):
+            video = dataset[index * len(dataset) // min(clips, len(dataset)), index]["video"][None]
+            latents.append(vae.denormalize_latents(vae.encode_video(video)).transpose(0, 1).flatten(1))
+    latents = torch.cat(latents, dim=1)
+    vae.register_to_config(latents_mean=latents.mean(dim=1).tolist(), latents_std=latents.std(dim=1).tolist())
+
+
+def main() -> None:
+    arguments = parse_arguments()
+    accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
+    output = Path(arguments.output)
+    torch.manual_seed(arguments.seed)
+
+    vae = DreamActorVAE.from_pretrained(arguments.vae) if arguments.vae else new_vae(arguments)
+    for module in (vae.encoder, vae.quant_conv):
+        module.requires_grad_(arguments.train != "decoder")
+    for module in (vae.decoder, vae.post_quant_conv):
+        module.requires_grad_(arguments.train != "encoder")
+    dataset = VideoCropDataset(arguments.data, arguments.num_frames, arguments.size)
+    teacher = fit_teacher(arguments, dataset, output) if arguments.teacher else None
+    model = Reconstruction(vae, arguments.train, arguments.latent_noise, teacher)
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    if arguments.optimizer == "muon":
+        kernels = [parameter for parameter in parameters if parameter.ndim > 1]
+        others = [parameter for parameter in parameters if parameter.ndim == 1 or parameter.shape[1:].numel() == 1]
+        kernels = [parameter for parameter in kernels if parameter.shape[1:].numel() > 1]
+        optimizers = [ConvMuon(kernels, lr=arguments.learning_rate), torch.optim.AdamW(others, weight_decay=0.0)]
+    else:
+        optimizers = [torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)]
+
+    def learning_rate(step: int) -> float:
+        warm = min(1.0, (step + 1) / arguments.warmup_steps)
+        return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / arguments.max_train_steps))))
+
+    progress = TrainingProgress()
+    model, *optimizers = accelerator.prepare(model, *optimizers)
+    accelerator.register_for_checkpointing(progress)
+    if arguments.resume != "no":
+        load_checkpoint(accelerator, output, arguments.resume)
+    sampler = BucketBatchSampler(
+        [0] * len(dataset),
+        arguments.batch_size,
+        arguments.seed,
+        progress.step,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
+    batches = iter(DataLoader(dataset, batch_sampler=sampler))
+
+    started, first_step = time.monotonic(), progress.step
+    recent = {}
+    while progress.step < arguments.max_train_steps:
+        batch = next(batches)
+        video, weight = (batch[name].to(accelerator.device) for name in ("video", "weight"))
+        generator = seed_step(arguments.seed, progress.step, accelerator.process_index)
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = arguments.learning_rate * learning_rate(progress.step)
+        decoded, latents, target = model(video, generator)
+        loss, shown = torch.zeros((), device=video.device), {}
+        if decoded is not None:
+            difference = decoded.float() - video
+            squared = difference.square()
+            # squared error is what PSNR counts; a part of absolute error keeps edges sharp
+            loss = loss + (weight * (squared + 0.2 * difference.abs())).sum() / weight.expand_as(squared).sum()
+            shown["mse"] = squared.detach().mean().item()
+        if arguments.train != "decoder":
+            latents = latents.float()
+            if target is not None:
+                error = (latents - target).square()
+                # components that carry more of the picture count more
+                importance = teacher.scale.sqrt().view(1, -1, 1, 1, 1)
+                loss = loss + (error * importance).mean() / importance.mean()
+                shown["unexplained"] = error.detach().mean().item()
+            else:
+                mean, variance = latents.mean(dim=(0, 2, 3, 4)), latents.var(dim=(0, 2, 3, 4))
+                divergence = mean.square() + variance - variance.clamp_min(1e-6).log() - 1
+                loss = loss + arguments.kl_weight * divergence.mean()
+        accelerator.backward(loss)
+        accelerator.clip_grad_norm_(parameters, 1.0)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        progress.step += 1
+        for name, value in shown.items():
+            recent.setdefault(name, collections.deque(maxlen=20)).append(value)
+        if progress.step % 20 == 0 and accelerator.is_main_process:
+            seconds = (time.monotonic() - started) / (progress.step - first_step)
+            means = {name: sum(values) / len(values) for name, values in recent.items()}
+            report = " ".join(f"{name} {value:.4f}" for name, value in means.items())
+            if "mse" in means:
+                report += f" psnr {-10 * math.log10(means['mse'] / 4):.2f} dB"
+            print(f"step {progress.step} {report} {seconds:.2f} s/step", flush=True)
+        if progress.step % arguments.checkpointing_steps == 0:
+            save_checkpoint(accelerator, output, progress.step, keep=1)
+
+    vae = accelerator.unwrap_model(model).vae
+    if accelerator.is_main_process:
+        if arguments.train == "both" and teacher is None:
+            measure_latents(vae, dataset)
+        vae.save_pretrained(output / "vae")
+        if not list_checkpoints(output):
+            print(f"{output}/vae is saved; the run was too short for a checkpoint.", flush=True)
+    accelerator.end_training()
+
+
+if __name__ == "__main__":
+    main()
