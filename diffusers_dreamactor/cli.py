@@ -80,6 +80,7 @@ def build_parser() -> argparse.ArgumentParser:
     animate.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
     animate.add_argument("--audio", help="speech that drives the face")
     animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
+    animate.add_argument("--reference-person", type=parse_person, help="which person of the picture, as --person")
     animate.add_argument("--output", required=True, help="the MP4 to write")
     add_generation_arguments(animate)
 
@@ -177,8 +178,14 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
         **arguments,
     }
     source = {"video": video, "motion": motion}
-    reference_motion = driving.pop("reference_motion", None)
-    references = pipe.prepare_references(image, height, width, reference_motion, need_motion=not args.no_retarget)
+    references = pipe.prepare_references(
+        image,
+        height,
+        width,
+        reference_motion=driving.pop("reference_motion", None),
+        need_motion=not args.no_retarget,
+        reference_person=driving.pop("reference_person", None),
+    )
     if args.preview or args.preview_only:
         guidance = pipe.prepare_guidance(references, **source, **driving)
         driver = None if video is None else VideoReader(video, fps=args.fps, num_frames=len(guidance))
@@ -214,7 +221,7 @@ def run_animate(args: argparse.Namespace) -> None:
     """`dreamactor animate`."""
     from diffusers_dreamactor import MotionSequence
 
-    arguments = {}
+    arguments = {"reference_person": args.reference_person}
     if args.audio:
         arguments["audio"] = args.audio
     if args.reference_motion:

@@ -315,6 +315,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         width: int | None = None,
         reference_motion: MotionSequence | None = None,
         need_motion: bool = True,
+        reference_person=None,
     ) -> list[Reference]:
         """
         The reference pictures at the generation size, with the person's own pose.
@@ -326,6 +327,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             reference_motion (`MotionSequence`, *optional*): The pose in the first picture (one frame, in the picture's
                 own pixels), when it is known; otherwise the capture finds it.
             need_motion (`bool`): Whether the pose is needed, for retargeting.
+            reference_person (*optional*): Which person of the first picture, as in `__call__`.
 
         Returns:
             `list[Reference]`
@@ -342,25 +344,27 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 continue
             pose = reference_motion if i == 0 else None
             if pose is None and (need_motion or not self.config.wan_animate):
-                pose = self.find_pose(load_picture(picture), required=need_motion and i == 0)
+                person = reference_person if i == 0 else None
+                pose = self.find_pose(load_picture(picture), person, required=need_motion and i == 0)
             reference = self.motion_processor.reference(picture, pose, height, width)
             height, width = reference.height, reference.width
             references.append(reference)
         return references
 
-    def find_pose(self, picture: PIL.Image.Image, required: bool) -> MotionSequence | None:
+    def find_pose(self, picture: PIL.Image.Image, person=None, required: bool = True) -> MotionSequence | None:
         """
         The pose of the person in a picture.
 
         Args:
             picture (`PIL.Image.Image`): The picture.
+            person (*optional*): An index by size, a click or a box; the largest when `None`.
             required (`bool`): Whether it is an error when there is no person, or no capture; otherwise it is a warning.
 
         Returns:
             `MotionSequence` of one frame in the picture's pixels, or `None`.
         """
         try:
-            return self.find_capture().capture(picture, progress=False)
+            return self.find_capture().capture(picture, person=person, progress=False)
         except NoPersonError as error:
             if required:
                 raise ValueError(
@@ -471,6 +475,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         person=None,
         extend: str | None = None,
         reference_motion: MotionSequence | None = None,
+        reference_person=None,
     ) -> MotionGuidance:
         """
         Draws the whole guidance without generating: look at `guidance.preview()`, edit, and pass it to the pipeline.
@@ -482,7 +487,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         """
         self.check_inputs(image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend)
         need_motion = retarget or (video is None and motion is None)
-        reference = self.prepare_references(image, height, width, reference_motion, need_motion)[0]
+        reference = self.prepare_references(image, height, width, reference_motion, need_motion, reference_person)[0]
         driver = self.prepare_driver(
             reference,
             video=video,
@@ -794,6 +799,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         person=None,
         extend: str | None = None,
         reference_motion: MotionSequence | None = None,
+        reference_person=None,
         segment_frames: int | None = None,
         num_pseudo_references: int = 0,
         num_videos_per_prompt: int = 1,
@@ -863,7 +869,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         # 2. Prepare the references and the driver
         need_motion = guidance is None and (retarget or (video is None and motion is None))
         need_motion = need_motion or num_pseudo_references > 0
-        references = self.prepare_references(image, height, width, reference_motion, need_motion)
+        references = self.prepare_references(image, height, width, reference_motion, need_motion, reference_person)
         height, width = references[0].height, references[0].width
         driver = self.prepare_driver(
             references[0],
@@ -1067,6 +1073,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         person=None,
         extend: str | None = None,
         reference_motion: MotionSequence | None = None,
+        reference_person=None,
         segment_frames: int | None = None,
         num_pseudo_references: int = 0,
         num_videos_per_prompt: int = 1,
@@ -1123,6 +1130,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             reference_motion (`MotionSequence`, *optional*):
                 The person's pose in the (first) picture when it is known, one frame in the picture's own pixels; the
                 capture finds it otherwise.
+            reference_person (*optional*):
+                Which person of the (first) picture is animated, given as `person` is; the largest when `None`.
             segment_frames (`int`, *optional*): Frames of one denoising run, 4 n + 1.
             num_pseudo_references (`int`, defaults to 0):
                 References to make first from a generated turn of the person (two-stage inference).
@@ -1174,6 +1183,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             person=person,
             extend=extend,
             reference_motion=reference_motion,
+            reference_person=reference_person,
             segment_frames=segment_frames,
             num_pseudo_references=num_pseudo_references,
             num_videos_per_prompt=num_videos_per_prompt,
