@@ -184,7 +184,11 @@ class MediaPipeCapture:
 
             for index, frame in enumerate(reader):
                 worker = index % PEOPLE_WORKERS
-                pending.append((frame, executor.submit(landmarkers.find_people, frame, worker)))
+                if len(reader) == 1:
+                    search = executor.submit(landmarkers.find_people_in_picture, frame)
+                else:
+                    search = executor.submit(landmarkers.find_people, frame, worker)
+                pending.append((frame, search))
                 # Each worker has one frame at a time; the next ones are decoded meanwhile.
                 if len(pending) == PEOPLE_WORKERS:
                     take_in()
