@@ -2,16 +2,13 @@
 
 import math
 import os
-import uuid
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 from scipy.spatial.transform import Rotation, Slerp
 
 from .skeleton import ARKIT_BLENDSHAPES, NUM_JOINTS
+from .tensor_file import read_arrays, write_arrays
 
 
 FORMAT_NAME = "diffusers_dreamactor.motion"
@@ -337,14 +334,7 @@ class MotionSequence:
                     tensors[f"{name}.{field.name}"] = value
         metadata = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
         metadata |= {name: repr(getattr(self, name)) for name in ("fps", "width", "height", "focal_length")}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            save_file(tensors, aside, metadata=metadata)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        write_arrays(path, tensors, metadata)
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MotionSequence":
@@ -355,23 +345,7 @@ class MotionSequence:
             FileNotFoundError: there is no such file.
             ValueError: the file is no motion, is of a newer format, or holds values that are not valid.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` names no file: {path}")
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file written by `MotionSequence.save`: {error}") from error
-        if metadata.get("format") != FORMAT_NAME:
-            raise ValueError(
-                f"{path} is not a motion: its metadata says format {metadata.get('format')!r}, not {FORMAT_NAME!r}."
-            )
-        if metadata["version"] != FORMAT_VERSION:
-            raise ValueError(
-                f"{path} has motion format version {metadata['version']}; this version reads {FORMAT_VERSION}."
-            )
+        tensors, metadata = read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "motion")
         tracks = {}
         for name, track_class in _TRACKS.items():
             arrays = {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}

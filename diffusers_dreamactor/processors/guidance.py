@@ -2,20 +2,17 @@
 
 import math
 import os
-import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from PIL import Image
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from ..motion.sequence import MotionSequence
+from ..motion.tensor_file import read_arrays, write_arrays
 from .body_skeleton import BodySkeletonProcessor
 from .face_motion import FaceMotionProcessor
 from .head_sphere import HeadSphereProcessor
@@ -221,16 +218,8 @@ class MotionGuidance:
         """
         self.check()
         tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fps"}
-        tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items() if value is not None}
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
-        try:
-            metadata = {"format": FORMAT_NAME, "version": FORMAT_VERSION, "fps": repr(float(self.fps))}
-            save_file(tensors, aside, metadata=metadata)
-            os.replace(aside, path)
-        finally:
-            aside.unlink(missing_ok=True)
+        tensors = {name: value for name, value in tensors.items() if value is not None}
+        write_arrays(path, tensors, {"format": FORMAT_NAME, "version": FORMAT_VERSION, "fps": repr(float(self.fps))})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MotionGuidance":
@@ -241,20 +230,7 @@ class MotionGuidance:
             FileNotFoundError: there is no such file.
             ValueError: the file is no guidance, is of another format version, or holds values that are not valid.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"`path` names no file: {path}")
-        try:
-            with safe_open(path, framework="np") as file:
-                metadata = file.metadata() or {}
-                tensors = {key: file.get_tensor(key) for key in file.keys()}
-        except SafetensorError as error:
-            raise ValueError(f"{path} is not a safetensors file written by `MotionGuidance.save`: {error}") from error
-        if (metadata.get("format"), metadata.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
-            raise ValueError(
-                f"{path} is not a guidance file: its metadata says format {metadata.get('format')!r} version "
-                f"{metadata.get('version')!r}, not {FORMAT_NAME!r} version {FORMAT_VERSION!r}."
-            )
+        tensors, metadata = read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "guidance")
         guidance = cls(fps=float(metadata["fps"]), **tensors)
         guidance.check()
         return guidance

@@ -84,7 +84,7 @@ def test_load_declines_other_files(tmp_path):
     with pytest.raises(ValueError, match="not a safetensors file"):
         MotionSequence.load(tmp_path / "text.safetensors")
     save_file({"weight": np.zeros(3)}, tmp_path / "weights.safetensors")
-    with pytest.raises(ValueError, match="is not a motion"):
+    with pytest.raises(ValueError, match="is not a motion file"):
         MotionSequence.load(tmp_path / "weights.safetensors")
     metadata = {"format": "diffusers_dreamactor.motion", "version": "99"}
     save_file({"people": np.zeros(3)}, tmp_path / "newer.safetensors", metadata=metadata)
