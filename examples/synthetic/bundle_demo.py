@@ -1,0 +1,92 @@
+"""
+Render the avatars and motions that DreamActor-Tiny brings along.
+
+    python bundle_demo.py --body body.npz --output ../../diffusers_dreamactor/checkpoints
+
+Writes `avatars/<name>.png` with the pose in it as `avatars/<name>.safetensors`, and `motions/<name>.safetensors` with
+face crops of one more person. None of them is in the training data.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from avatar_appearance import AvatarAppearance
+from avatar_body import AvatarBody
+from avatar_clip import FACE_SIZE, Avatar, Camera, jitter_boxes
+from avatar_motion import AvatarMotion, random_motion
+from PIL import Image
+
+
+AVATARS = {
+    # name: (person, scale, seed of the pose)
+    "ana": (90_000_108, "portrait", 11),
+    "ben": (90_000_102, "portrait", 5),
+    "cleo": (90_000_117, "half_body", 20),
+    "dan": (90_000_122, "full_body", 25),
+}
+MOTIONS = {
+    # name: (scale, seed)
+    "chat": ("portrait", 90_000_021),
+    "look": ("portrait", 90_000_022),
+    "wave": ("half_body", 90_000_023),
+    "dance": ("full_body", 90_000_024),
+}
+HEAD_CHAIN = ("root", "spine05", "spine04", "spine03", "spine02", "spine01", "neck01", "neck02", "neck03", "head")
+MOTION_FRAMES = 49
+MOTION_PERSON = 90_000_002
+
+
+def frontal(body: AvatarBody, camera: Camera, scale: str, seed: int) -> AvatarMotion:
+    """The frame of a long random motion in which the head looks most into the camera, with a calm face."""
+    motion = random_motion(np.random.default_rng(seed), body, 150, scale)
+    head = np.broadcast_to(np.eye(3), (150, 3, 3))
+    for bone in HEAD_CHAIN:
+        head = head @ motion.rotations[:, body.bone_index[bone]]
+    look = head @ np.array([0.0, -1.0, 0.0]) @ camera.rotation.T
+    up = head @ np.array([0.0, 0.0, 1.0]) @ camera.rotation.T
+    away = np.abs(look[:, :2]).sum(axis=1) + np.abs(up[:, 0]) + 2 * np.abs(motion.translation).sum(axis=1)
+    frame = slice(int(away.argmin()), int(away.argmin()) + 1)
+    actions = motion.actions[frame] * 0.0
+    actions[:, [body.action_index["eyeWideLeft"], body.action_index["eyeWideRight"]]] = 0.4
+    return replace(
+        motion, rotations=motion.rotations[frame], translation=0.5 * motion.translation[frame], actions=actions
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--body", required=True)
+    parser.add_argument("--output", required=True)
+    arguments = parser.parse_args()
+    body, output = AvatarBody(arguments.body), Path(arguments.output)
+    for folder in ("avatars", "motions"):
+        (output / folder).mkdir(parents=True, exist_ok=True)
+
+    for name, (person, scale, seed) in AVATARS.items():
+        avatar = Avatar(body, AvatarAppearance.random(np.random.default_rng([person, 1]), body))
+        camera = Camera.random(np.random.default_rng(seed), scale).framed_for(avatar)
+        posed = avatar.pose(frontal(body, camera, scale, seed))
+        motion = posed.motion(camera)
+        Image.fromarray(posed.render(camera)[0][0]).save(output / "avatars" / f"{name}.png")
+        crops = posed.render(camera, motion.face.boxes, (FACE_SIZE, FACE_SIZE))[0]
+        motion.face = replace(motion.face, crops=crops)
+        motion.save(output / "avatars" / f"{name}.safetensors")
+
+    avatar = Avatar(body, AvatarAppearance.random(np.random.default_rng([MOTION_PERSON, 1]), body))
+    for name, (scale, seed) in MOTIONS.items():
+        random = np.random.default_rng(seed)
+        motion = random_motion(random, body, MOTION_FRAMES, scale)
+        camera = Camera.random(random, scale).framed_for(avatar)
+        posed = avatar.pose(motion)
+        captured = posed.motion(camera)
+        crops = posed.render(camera, jitter_boxes(random, captured.face.boxes), (FACE_SIZE, FACE_SIZE))[0]
+        captured.face = replace(captured.face, crops=crops)
+        captured.save(output / "motions" / f"{name}.safetensors")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,45 @@
+import importlib.util
+import sys
+from pathlib import Path
+
+import pytest
+
+from diffusers_dreamactor.checkpoints import save_random_pipeline
+
+
+sys.path.insert(0, str(Path(__file__).parent))
+from training_clips import write_clip  # noqa: E402
+
+
+EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(scope="session")
+def model(tmp_path_factory) -> Path:
+    """A random repository."""
+    folder = tmp_path_factory.mktemp("model")
+    save_random_pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory) -> Path:
+    """Prepared clips of two sizes."""
+    folder = tmp_path_factory.mktemp("clips")
+    for index in range(4):
+        write_clip(folder / f"clip{index}", index, size=(32, 32) if index < 3 else (48, 32))
+    return folder
+
+
+@pytest.fixture
+def run_script(monkeypatch):
+    """Runs a script of examples/ in this process: `run_script("train_dreamactor.py", "--stage", 1, ...)`."""
+
+    def run(name: str, *arguments) -> None:
+        spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        module.main()
+
+    return run

@@ -1,0 +1,58 @@
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from training_clips import write_clip
+
+from diffusers_dreamactor.training.dataset import PreparedClipDataset, check_prepared_clip, read_prepared_clip
+
+
+def test_a_window_in_the_middle_is_driven_from_its_first_latents_last_frame(tmp_path):
+    write_clip(tmp_path / "clip", 0, latent_frames=6)
+    clip = read_prepared_clip(tmp_path / "clip")
+    dataset = PreparedClipDataset(tmp_path, lengths=(3,), start_probability=0.0)
+    starts = set()
+    for seed in range(20):
+        sample = dataset[0, seed]
+        assert sample["continued"]
+        matches = [s for s in range(4) if torch.equal(sample["latents"], clip["latents"][:, s : s + 3].float())]
+        start = matches[0]
+        starts.add(start)
+        assert torch.equal(sample["maps"], clip["maps"][:, 4 * start : 4 * start + 9])
+        assert torch.equal(sample["face"], clip["face"][4 * start : 4 * start + 9])
+    assert starts == {1, 2, 3}
+
+
+def test_a_window_at_the_start_is_not_continued(tmp_path):
+    write_clip(tmp_path / "clip", 0, latent_frames=6)
+    dataset = PreparedClipDataset(tmp_path, lengths=(3, 6), start_probability=1.0, face="motion_tokens")
+    assert dataset.keys == [(4, 4, 3), (4, 4, 6)]
+    sample = dataset[0, 3]
+    assert not sample["continued"] and sample["motion_tokens"].shape == (9, 32) and "face" not in sample
+
+
+def test_the_validator_names_what_is_wrong(tmp_path):
+    for index in range(5):
+        write_clip(tmp_path / f"clip{index}", index)
+    assert check_prepared_clip(tmp_path / "clip0") == []
+
+    (tmp_path / "clip1" / "guidance.safetensors").unlink()
+    assert "guidance.safetensors is missing" in check_prepared_clip(tmp_path / "clip1")[0]
+
+    for folder, change in {
+        "clip2": lambda tensors: {"latents": tensors["latents"] * torch.nan},
+        "clip3": lambda tensors: {"latents": tensors["latents"][:, :2].contiguous()},
+        "clip4": lambda tensors: {"latents": tensors["latents"] * 40},
+    }.items():
+        path = tmp_path / folder / "latents.safetensors"
+        tensors = load_file(path)
+        save_file(tensors | change(tensors), path)
+    assert "not finite" in check_prepared_clip(tmp_path / "clip2")[0]
+    assert "9 frames, but 2 latent frames take 5" in check_prepared_clip(tmp_path / "clip3")[0]
+    assert "standard deviation" in check_prepared_clip(tmp_path / "clip4")[0]
+
+
+def test_a_folder_without_clips_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match="no prepared clips"):
+        PreparedClipDataset(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        PreparedClipDataset(tmp_path / "nowhere")
