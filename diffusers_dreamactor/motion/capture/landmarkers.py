@@ -13,7 +13,7 @@ from PIL import Image
 
 from .download import FACE_MODEL, HAND_MODEL, POSE_MODEL
 from .head_pose import FaceLook, read_face
-from .tracking import Person, colour_histogram
+from .tracking import Person, colour_histogram, drop_duplicates
 
 
 MAX_PEOPLE = 4
@@ -172,13 +172,15 @@ class Landmarkers:
         Everybody in a still picture: besides the whole, half overlapping squares along its longer side are searched, since
         the detector sees any picture at 224 pixels and misses people in wide ones. A person may be found several times.
         """
-        people = self.find_people(frame)
+        whole = self.find_people(frame)
+        people = list(whole)
         height, width = frame.shape[:2]
         side, length = min(height, width), max(height, width)
         for along in np.arange(side / 2, length - side / 2 + 1, side / 2) if length > 1.2 * side else []:
             middle = np.array([along, height / 2] if width > height else [width / 2, along])
             person = self.find_person(frame, middle, side)
-            if person is not None:
+            # a square may cut off an arm that the whole picture shows
+            if person is not None and all(len(drop_duplicates([other, person])) == 2 for other in whole):
                 people.append(person)
         return people
 
