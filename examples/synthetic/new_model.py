@@ -36,7 +36,7 @@ def main() -> None:
     parser.add_argument("--patch_size", type=int, default=2)
     parser.add_argument("--pose_channels", type=int, default=32)
     parser.add_argument("--shift", type=float, default=3.0)
-    parser.add_argument("--num_inference_steps", type=int, default=8)
+    parser.add_argument("--num_inference_steps", type=int, default=2)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--segment_frames", type=int, default=17)
     parser.add_argument("--fps", type=float, default=12.0)
