@@ -23,6 +23,7 @@ from shards import MAX_SHARD_BYTES, PICKLE_SUFFIXES, LazyTensor, WeightReader, w
 
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
+from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
 
 
 LIBRARY = "diffusers_dreamactor"
@@ -35,16 +36,7 @@ COMPONENTS = (
     "scheduler",
     "face_motion_encoder",
     "motion_processor",
-    "pose_encoder",
-    "audio_motion_encoder",
-    "audio_encoder",
-    "audio_feature_extractor",
-    "image_encoder",
-    "image_processor",
-    "text_encoder",
-    "tokenizer",
-    "prompt_embedding",
-    "capture",
+    *DreamActorPipeline._optional_components,
 )
 
 

@@ -2,19 +2,17 @@
 
 import contextlib
 import dataclasses
-import html
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import ftfy
 import numpy as np
 import PIL.Image
-import regex as re
 import torch
 import torch.nn.functional as F
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.pipelines.wan.pipeline_wan_animate import prompt_clean
 from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import get_module_execution_device, randn_tensor
 from diffusers.video_processor import VideoProcessor
@@ -68,11 +66,6 @@ EXAMPLE_DOC_STRING = """
         >>> save_video(result.frames[0], "out.mp4", fps=result.fps, audio="driver.mp4")
         ```
 """
-
-
-def clean_prompt(prompt: str) -> str:
-    """A prompt as Wan's text encoder was trained on it: text repaired, entities resolved, white space folded."""
-    return re.sub(r"\s+", " ", html.unescape(html.unescape(ftfy.fix_text(prompt)))).strip()
 
 
 class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
@@ -543,7 +536,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 )
         if prompt_embeds is None:
             inputs = self.tokenizer(
-                [clean_prompt(prompt)],
+                [prompt_clean(prompt)],
                 padding="max_length",
                 max_length=max_sequence_length,
                 truncation=True,
