@@ -2,12 +2,18 @@
 Measure a model on held-out rendered clips, and what each of its conditions is worth.
 
     python synthetic/make_dataset.py --body body.npz --output data/test --num_motions 48 --seed 1000000
-    python evaluate.py --clips data/test --output results
+    python synthetic/make_dataset.py --body body.npz --output data/expressions --num_motions 12 --portraits 1 \\
+        --expressions 4 --num_frames 17 --seed 1100000
+    python synthetic/make_dataset.py --body body.npz --output data/long --num_motions 10 --people 1 --num_frames 81 \\
+        --seed 1200000
+    python evaluate.py --clips data/test --expression_clips data/expressions --long_clips data/long --output results
 
 Every clip is animated from a reference picture of the person (another pose, another expression) by the true motion, with
 face crops of somebody else. The table has the shape of DreamActor-M1's: the full model, then one condition changed at a
 time. PSNR (dB) is the mean over clips, of all pixels, the person, the head, eyes and mouth; `SSIM` as in Wang et al.
-2004; `colours` is half the L1 distance of colour histograms of the person, 0 for the same clothes and skin. LPIPS needs
+2004; `colors` is half the L1 distance of colour histograms of the person, 0 for the same clothes and skin.
+`driven by another person` is cross-identity: the motion, as it was captured from another person who performs it, is
+retargeted to the reference. LPIPS needs
 the package `lpips` (and its weights); FVD needs an I3D network, which no public package ships, and is left out.
 
 Numbers that the paper reports, on other data: body PSNR 23.93, SSIM 0.821, LPIPS 0.206, FID 27.27, FVD 122.0; portraits
@@ -27,6 +33,7 @@ from PIL import Image
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
+from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.training.validation import (
     ValidationClip,
     animate,
@@ -88,13 +95,22 @@ def other_clip(clips: list[ValidationClip], index: int) -> ValidationClip:
     raise ValueError(f"{clip.name}: no other {clip.scale} clip of its size to shuffle with; give more clips.")
 
 
-def variants(clips: list[ValidationClip], index: int, segment_frames: int) -> dict[str, dict]:
-    """The rows of the table for one clip: references, guidance, further arguments of the pipeline."""
+def variants(
+    clips: list[ValidationClip], index: int, segment_frames: int, partner: MotionSequence | None
+) -> dict[str, dict]:
+    """
+    The rows of the table for one clip: references, guidance, further arguments of the pipeline.
+
+    Args:
+        clips, index: the clip, and others to take wrong conditions from.
+        segment_frames: the model's.
+        partner: the motion as another person performs it, where there is one.
+    """
     clip, other = clips[index], other_clip(clips, index)
     guidance, one = clip.guidance, clip.references[:1]
     black = np.zeros_like(guidance.skeleton)
     weight = np.minimum(guidance.face_weight, other.guidance.face_weight)
-    return {
+    rows = {
         "right guidance": {"references": one, "guidance": guidance},
         "pose of another clip": {
             "references": one,
@@ -116,19 +132,102 @@ def variants(clips: list[ValidationClip], index: int, segment_frames: int) -> di
             "segment_frames": 4 * ((segment_frames - 1) // 8) + 1,
         },
     }
+    if partner is not None:
+        # both were filmed from the same place: the driver's place in the picture is the right one
+        rows["driven by another person"] = {
+            "references": one,
+            "guidance": None,
+            "motion": partner,
+            "align": "none",
+        }
+    return rows
+
+
+def partner_motion(path: Path, num_frames: int) -> MotionSequence | None:
+    """The motion of a rendered clip as captured from the other person who performs it, if there is one."""
+    seed, person = path.name.split("_")
+    other = path.with_name(f"{seed}_{1 - int(person)}") if person in "01" else None
+    if other is None or not (other / "motion.safetensors").exists():
+        return None
+    return MotionSequence.load(other / "motion.safetensors")[:num_frames]
+
+
+def measure_expressions(pipe, folder: Path, settings: dict, seed: int) -> str:
+    """
+    Whether expressions are followed, on clips that differ in nothing else (`make_dataset.py --expressions`).
+
+    Each clip is animated once. Its eyes and mouth are compared with those of all truths of its group: how often is its
+    own the nearest, and what does another expression cost?
+    """
+    groups = {}
+    for path in find_validation_clips(folder):
+        groups.setdefault(path.name.split("_")[0], []).append(load_validation_clip(path, pipe.motion_processor))
+    hits, right, wrong, chance = [], [], [], []
+    for clips in groups.values():
+        made = [animate(pipe, clip.references[:1], clip.guidance, seed, **settings) for clip in clips]
+        for index, clip in enumerate(clips):
+            mask = clip.regions >= REGION_MASKS["eyes_mouth"]
+            if not mask.any():
+                continue
+
+            def error(frames, truth, mask=mask):
+                return np.square((frames.astype(np.float32) - truth)[mask] / 255).mean()
+
+            to_truths = [error(made[index], other.video) for other in clips]
+            hits.append(int(np.argmin(to_truths)) == index)
+            chance.append(1 / len(clips))
+            right.append(-10 * np.log10(to_truths[index]))
+            others = [error(frames, clip.video) for number, frames in enumerate(made) if number != index]
+            wrong.append(np.mean(-10 * np.log10(others)))
+    return (
+        f"### Expressions ({len(groups)} groups)\n\n"
+        f"The own expression is the nearest for {sum(hits)} of {len(hits)} clips (by chance {sum(chance):.0f}). PSNR of "
+        f"eyes and mouth: {np.mean(right):.2f} dB with the right face crops, {np.mean(wrong):.2f} dB with those of "
+        f"another expression.\n"
+    )
+
+
+def measure_long_videos(pipe, folder: Path, settings: dict, seed: int) -> str:
+    """One segment against five: the frames of the fifth segment, generated after four others, and on their own."""
+    length = pipe.config.segment_frames
+    start = 4 * (length - 1)
+    rows = {"fifth of five segments": [], "the same frames alone": [], "reference, frozen": []}
+    for path in find_validation_clips(folder):
+        clip = load_validation_clip(path, pipe.motion_processor)
+        if len(clip.video) < start + length:
+            continue
+        last = slice(start + 1, start + length)
+        # the segment's first frame is the one that is handed over, and not its own
+        alone = animate(pipe, clip.references[:1], clip.guidance[start : start + length], seed, **settings)[1:]
+        whole = animate(pipe, clip.references[:1], clip.guidance[: start + length], seed, **settings)[last]
+        still = np.asarray(clip.references[0].image)[None].repeat(length - 1, axis=0)
+        clip.video, clip.regions = clip.video[last], clip.regions[last]
+        for row, frames in zip(rows, (whole, alone, still)):
+            rows[row].append((*region_psnr(frames, clip).values(), color_distance(frames, clip)))
+    number = len(rows["fifth of five segments"])
+    if not number:
+        return f"### One segment against five\n\nNo clip of {folder} has {start + length} frames.\n"
+    lines = [f"### One segment against five ({number})", "", "| | " + " | ".join([*REGION_MASKS, "colors"]) + " |"]
+    lines.append("|---" * (len(REGION_MASKS) + 2) + "|")
+    for row, values in rows.items():
+        means = np.nanmean(values, axis=0)
+        lines.append(f"| {row} | " + " | ".join([*(f"{mean:.2f}" for mean in means[:-1]), f"{means[-1]:.3f}"]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=bundled_model(), help="a DreamActor repository; DreamActor-Tiny by default")
     parser.add_argument("--clips", required=True, help="folder of rendered clips that were not trained on")
+    parser.add_argument("--expression_clips", help="clips that differ in nothing but the expression")
+    parser.add_argument("--long_clips", help="clips as long as five segments")
     parser.add_argument("--output", required=True, help="folder for the table, numbers and contact sheets")
     parser.add_argument("--count", type=int, default=24, help="clips, spread over the folder")
     parser.add_argument("--num_frames", type=int, default=33)
     parser.add_argument("--num_inference_steps", type=int, help="the model's own by default")
     parser.add_argument("--guidance_scale", type=float)
     parser.add_argument("--rows", nargs="+", help="only these rows of the table")
-    parser.add_argument("--pseudo_references", type=int, default=0, help="also measure with so many pseudo-references")
+    parser.add_argument("--pseudo_references", type=int, default=2, help="in the row of this name")
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
     if arguments.model is None:
@@ -147,7 +246,8 @@ def main() -> None:
 
     paths = find_validation_clips(arguments.clips)
     count = min(arguments.count, len(paths))
-    clips = [load_validation_clip(paths[i * len(paths) // count], pipe.motion_processor) for i in range(count)]
+    paths = [paths[i * len(paths) // count] for i in range(count)]
+    clips = [load_validation_clip(path, pipe.motion_processor) for path in paths]
     for clip in clips:
         clip.video, clip.regions = clip.video[: arguments.num_frames], clip.regions[: arguments.num_frames]
         clip.guidance = clip.guidance[: arguments.num_frames]
@@ -162,7 +262,8 @@ def main() -> None:
 
     for index, clip in enumerate(clips):
         shown = [clip.video]
-        rows = variants(clips, index, pipe.config.segment_frames)
+        partner = partner_motion(paths[index], arguments.num_frames)
+        rows = variants(clips, index, pipe.config.segment_frames, partner)
         if arguments.pseudo_references:
             rows["pseudo-references"] = rows["right guidance"] | {"num_pseudo_references": arguments.pseudo_references}
         for row, call in rows.items():
@@ -179,6 +280,7 @@ def main() -> None:
             video = torch.from_numpy(clip.video).permute(3, 0, 1, 2)[None].float() / 127.5 - 1
             decoded = pipe.vae.decode_video(pipe.vae.encode_video(video))[0].permute(1, 2, 3, 0)
         record("autoencoder alone", clip, ((decoded.float() + 1) * 127.5).round().clamp(0, 255).byte().numpy())
+        # the crops that drove the clip, in the last row of the sheet
         crops = np.zeros_like(clip.video)
         faces = clip.guidance.face.transpose(0, 2, 3, 1)[:, : crops.shape[1], : crops.shape[2]]
         crops[:, : faces.shape[1], : faces.shape[2]] = faces
@@ -189,6 +291,10 @@ def main() -> None:
 
     (output / "records.json").write_text(json.dumps(records, indent=1))
     text = make_table(records)
+    if arguments.expression_clips:
+        text += "\n" + measure_expressions(pipe, Path(arguments.expression_clips), settings, arguments.seed)
+    if arguments.long_clips:
+        text += "\n" + measure_long_videos(pipe, Path(arguments.long_clips), settings, arguments.seed)
     (output / "table.md").write_text(text)
     print(text)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -27,7 +28,9 @@ from safetensors.torch import save_file
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+from diffusers_dreamactor.training.action_tokens import ActionTokens
 from diffusers_dreamactor.training.dataset import check_prepared_clip, list_prepared_clips
+from diffusers_dreamactor.training.linear_code import LinearCode
 
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
@@ -141,12 +144,31 @@ def regions_from_motion(motion: MotionSequence, processor: MotionGuidanceProcess
     return np.where(head, 2, body.numpy().astype(np.uint8)).astype(np.uint8)
 
 
-def prepare_clip(clip: RawClip, vae: DreamActorVAE, processor: MotionGuidanceProcessor, output: Path) -> None:
-    """Encode and draw one clip and write its folder; `latents.safetensors` comes last and marks it as complete."""
+def prepare_clip(
+    clip: RawClip,
+    encode: Callable[[torch.Tensor], torch.Tensor],
+    processor: MotionGuidanceProcessor,
+    output: Path,
+    action_tokens: ActionTokens | None = None,
+) -> None:
+    """
+    Encode and draw one clip and write its folder; `latents.safetensors` comes last and marks it as complete.
+
+    Args:
+        clip: what is prepared.
+        encode: videos `(B, 3, F, H, W)` in [-1, 1] -> normalised latents.
+        processor: draws the guidance.
+        output: the folder in which the clip's folder is made.
+        action_tokens (*optional*): makes motion tokens of the known facial actions, for `--face motion_tokens`.
+    """
     height, width = clip.video.shape[1:3]
     folder = output / clip.name
     folder.mkdir(parents=True, exist_ok=True)
     guidance = processor(clip.motion, height, width, frames=clip.face_frames)
+    if action_tokens is not None:
+        if clip.motion.face is None or clip.motion.face.blendshapes is None:
+            raise ValueError("its facial actions are not known, which --action_tokens needs.")
+        guidance.motion_tokens = action_tokens(torch.from_numpy(clip.motion.face.blendshapes)).numpy()
     guidance.save(folder / "guidance.safetensors")
     reference_motion = replace(clip.reference_motion, face=None)
     processor(reference_motion, height, width).save(folder / "reference_guidance.safetensors")
@@ -155,8 +177,8 @@ def prepare_clip(clip: RawClip, vae: DreamActorVAE, processor: MotionGuidancePro
         return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
     with torch.no_grad():
-        latents = vae.encode_video(pixels(clip.video)[None])[0]
-        references = vae.encode_video(pixels(clip.references).transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
+        latents = encode(pixels(clip.video)[None])[0]
+        references = encode(pixels(clip.references).transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
     regions = regions_from_motion(clip.motion, processor) if clip.regions is None else clip.regions
     tensors = {
         "latents": latents.half(),
@@ -175,6 +197,12 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--output", help="folder of the prepared clips")
     parser.add_argument("--model", help="a DreamActor repository; its `vae` and `motion_processor` are used")
     parser.add_argument("--vae", help="a VAE's folder, instead of --model's")
+    parser.add_argument(
+        "--linear_code", help="encode with this LinearCode instead of a VAE that learns (or has learned) it"
+    )
+    parser.add_argument(
+        "--action_tokens", help="ActionTokens: store the known facial actions of rendered clips as motion tokens"
+    )
     parser.add_argument("--motion_processor", help="a MotionGuidanceProcessor's folder, instead of --model's")
     parser.add_argument("--height", type=int, help="generation size of videos; from their aspect and area by default")
     parser.add_argument("--width", type=int)
@@ -202,10 +230,14 @@ def main() -> None:
         print("\n".join([*problems, f"{len(clips)} clips, {len(problems)} problems."]))
         raise SystemExit(1 if problems else 0)
 
-    vae = DreamActorVAE.from_pretrained(
-        arguments.vae or arguments.model, subfolder=None if arguments.vae else "vae"
-    ).to(arguments.device)
-    vae.eval()
+    if arguments.linear_code:
+        encode = LinearCode.load(arguments.linear_code).encode
+    else:
+        vae = DreamActorVAE.from_pretrained(
+            arguments.vae or arguments.model, subfolder=None if arguments.vae else "vae"
+        ).to(arguments.device)
+        encode = vae.eval().encode_video
+    action_tokens = ActionTokens.load(arguments.action_tokens) if arguments.action_tokens else None
     processor = MotionGuidanceProcessor.from_pretrained(
         arguments.motion_processor or arguments.model,
         subfolder=None if arguments.motion_processor else "motion_processor",
@@ -220,14 +252,14 @@ def main() -> None:
             continue
         try:
             if path.is_dir():
-                prepare_clip(read_rendered_clip(path), vae, processor, output)
+                prepare_clip(read_rendered_clip(path), encode, processor, output, action_tokens)
             else:
                 if capture is None:
                     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 
                     capture = MediaPipeCapture.from_pretrained(arguments.capture_models)
                 for clip in read_video_clips(path, capture, arguments, processor):
-                    prepare_clip(clip, vae, processor, output)
+                    prepare_clip(clip, encode, processor, output, action_tokens)
                 done.touch()
         except (ValueError, OSError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)

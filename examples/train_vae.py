@@ -31,7 +31,7 @@ from diffusers_dreamactor.training.checkpointing import (
     save_checkpoint,
     seed_step,
 )
-from diffusers_dreamactor.training.linear_code import LinearCode
+from diffusers_dreamactor.training.linear_code import LinearCode, change_code
 from diffusers_dreamactor.training.optimizers import ConvMuon
 from diffusers_dreamactor.training.video_crops import VideoCropDataset
 
@@ -89,9 +89,19 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--warmup_steps", type=int, default=50)
     parser.add_argument("--max_train_steps", type=int, required=True)
     parser.add_argument("--latent_noise", type=float, default=0.05, help="noise on latents, in latent units")
+    parser.add_argument(
+        "--region_weights",
+        type=float,
+        nargs=4,
+        default=[1.0, 1.0, 1.5, 3.0],
+        help="what background, body, head, and eyes and mouth of rendered clips count",
+    )
     parser.add_argument("--kl_weight", type=float, default=1e-3, help="pulls latents to unit variance and zero mean")
     parser.add_argument("--train", default="both", choices=("both", "encoder", "decoder"))
     parser.add_argument("--teacher", choices=("linear",), help="learn the code of a LinearCode instead of finding one")
+    parser.add_argument(
+        "--vae_code", help="the LinearCode of --vae, where it is not this run's: the autoencoder is re-expressed"
+    )
     parser.add_argument("--teacher_clips", type=int, default=150, help="clips that the teacher is fitted to")
     parser.add_argument("--checkpointing_steps", type=int, default=200)
     parser.add_argument("--resume", default="latest", help="`latest`, a checkpoint's name, or `no`")
@@ -128,7 +138,8 @@ def fit_teacher(arguments: argparse.Namespace, dataset: VideoCropDataset, output
     if not path.exists():
         output.mkdir(parents=True, exist_ok=True)
         picks = [index * len(dataset) // arguments.teacher_clips for index in range(arguments.teacher_clips)]
-        LinearCode.fit((dataset[pick, pick]["video"][None] for pick in picks), arguments.z_dim).save(path)
+        items = (dataset[pick, pick] for pick in picks)
+        LinearCode.fit(((item["video"][None], item["weight"][None]) for item in items), arguments.z_dim).save(path)
     return LinearCode.load(path)
 
 
@@ -149,13 +160,15 @@ def main() -> None:
     output = Path(arguments.output)
     torch.manual_seed(arguments.seed)
 
+    dataset = VideoCropDataset(arguments.data, arguments.num_frames, arguments.size, tuple(arguments.region_weights))
+    teacher = fit_teacher(arguments, dataset, output) if arguments.teacher else None
     vae = DreamActorVAE.from_pretrained(arguments.vae) if arguments.vae else new_vae(arguments)
+    if arguments.vae_code:
+        vae = change_code(vae, LinearCode.load(arguments.vae_code), teacher)
     for module in (vae.encoder, vae.quant_conv):
         module.requires_grad_(arguments.train != "decoder")
     for module in (vae.decoder, vae.post_quant_conv):
         module.requires_grad_(arguments.train != "encoder")
-    dataset = VideoCropDataset(arguments.data, arguments.num_frames, arguments.size)
-    teacher = fit_teacher(arguments, dataset, output) if arguments.teacher else None
     model = Reconstruction(vae, arguments.train, arguments.latent_noise, teacher)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if arguments.optimizer == "muon":

@@ -7,6 +7,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
+from ..models.autoencoder_dreamactor import DreamActorVAE
+
 
 class LinearCode:
     """
@@ -49,21 +51,30 @@ class LinearCode:
     @classmethod
     def fit(cls, videos, channels: int = 16, frames: int = 4, size: int = 8) -> LinearCode:
         """
-        Principal components of an iterable of videos `(B, 3, 4 (T - 1) + 1, H, W)` in [-1, 1].
+        Principal components of an iterable of `(video, weight)`: videos `(B, 3, 4 (T - 1) + 1, H, W)` in [-1, 1], and how
+        much each pixel counts `(B, 1, 4 (T - 1) + 1, H, W)`; a block counts as its pixels do on average.
 
         Each component's sign is chosen so that the sum of its values is positive.
         """
         code = cls(torch.zeros(1), torch.zeros(1), torch.zeros(1), frames, size)
-        count, total, products = 0, 0.0, 0.0
-        for video in videos:
+        count, total, products = 0.0, 0.0, 0.0
+        for video, weight in videos:
             blocks = code.blocks(video).flatten(0, 3).double()
-            count, total, products = count + len(blocks), total + blocks.sum(dim=0), products + blocks.T @ blocks
+            weight = code.blocks(weight).flatten(0, 3).double().mean(dim=1, keepdim=True)
+            weighted = weight * blocks
+            count, total, products = count + weight.sum(), total + weighted.sum(dim=0), products + blocks.T @ weighted
         mean = total / count
         values, vectors = torch.linalg.eigh(products / count - torch.outer(mean, mean))
         components = vectors[:, -channels:].flip(1).T
         components = components * components.sum(dim=1, keepdim=True).sign()
         scale = values[-channels:].flip(0).sqrt()
         return cls(mean.float(), components.float().contiguous(), scale.float(), frames, size)
+
+    def relation_to(self, other: LinearCode) -> tuple[torch.Tensor, torch.Tensor]:
+        """`(matrix, offset)` with `other's latents = matrix @ latents + offset`, exactly for blocks that this code holds."""
+        components, scale = other.components, other.scale
+        matrix = (components / scale[:, None]) @ (self.components * self.scale[:, None]).T
+        return matrix, (components / scale[:, None]) @ (self.mean - other.mean)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
@@ -78,3 +89,52 @@ class LinearCode:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata()
         return cls(**load_file(path), frames=int(metadata["frames"]), size=int(metadata["size"]))
+
+
+@torch.no_grad()
+def change_code(vae: DreamActorVAE, old: LinearCode, new: LinearCode) -> DreamActorVAE:
+    """
+    An autoencoder of one linear code, re-expressed in another one, most often with more channels.
+
+    Its decoder decodes the new latents as the old one did those they stand for (up to the border, where convolutions pad
+    with zeros); its encoder gives what the old latents tell of the new ones. The layers in between keep what they have
+    learned, so that going on takes a fraction of the time of a new start.
+
+    Args:
+        vae ([`DreamActorVAE`]): trained with `old` as its teacher; `latents_mean` 0 and `latents_std` 1.
+        old, new (`LinearCode`): `new` has at least as many channels.
+
+    Raises:
+        ValueError: the codes do not fit the autoencoder.
+    """
+    few, many = old.components.shape[0], new.components.shape[0]
+    if vae.config.z_dim != few or many < few:
+        raise ValueError(
+            f"`vae` has {vae.config.z_dim} latent channels, `old` {few} and `new` {many}: the first two have to be equal, "
+            f"and `new` may not have fewer."
+        )
+    config = dict(vae.config) | {"z_dim": many, "latents_mean": [0.0] * many, "latents_std": [1.0] * many}
+    result = DreamActorVAE.from_config(config)
+    changed = ("encoder.conv_out.", "quant_conv.", "post_quant_conv.", "decoder.conv_in.")
+    kept = {key: value for key, value in vae.state_dict().items() if not key.startswith(changed)}
+    result.load_state_dict(kept, strict=False)
+
+    # encoder: new mean = matrix (old mean) + offset; the channels that come on top start without an effect
+    matrix, offset = old.relation_to(new)
+    result.encoder.conv_out.weight[: 2 * few] = vae.encoder.conv_out.weight
+    result.encoder.conv_out.bias[: 2 * few] = vae.encoder.conv_out.bias
+    weight, bias = result.quant_conv.weight.zero_(), result.quant_conv.bias.zero_()
+    weight[:many, : 2 * few, 0, 0, 0] = matrix @ vae.quant_conv.weight[:few, :, 0, 0, 0]
+    bias[:many] = matrix @ vae.quant_conv.bias[:few] + offset
+    # a code is deterministic: next to no variance
+    bias[many:] = -10.0
+
+    # decoder: old latents = matrix (new latents) + offset, and the rest of the new ones beside them
+    matrix, offset = new.relation_to(old)
+    weight, bias = result.post_quant_conv.weight.zero_(), result.post_quant_conv.bias.zero_()
+    weight[:few, :, 0, 0, 0] = vae.post_quant_conv.weight[:, :, 0, 0, 0] @ matrix
+    bias[:few] = vae.post_quant_conv.weight[:, :, 0, 0, 0] @ offset + vae.post_quant_conv.bias
+    weight[few:, few:, 0, 0, 0] = torch.eye(many - few)
+    result.decoder.conv_in.weight.zero_()[:, :few] = vae.decoder.conv_in.weight
+    result.decoder.conv_in.bias.copy_(vae.decoder.conv_in.bias)
+    return result

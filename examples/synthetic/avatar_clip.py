@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_motion import AvatarMotion, random_motion
+from avatar_motion import AvatarMotion, random_expression, random_motion, with_expression
 from avatar_rasterizer import rasterize
 
 from diffusers_dreamactor.motion.sequence import BodyTrack, FaceTrack, HeadTrack, MotionSequence
@@ -262,7 +262,13 @@ class SyntheticClip:
 
 
 def render_motion(
-    body: AvatarBody, seed: int, scale: str, num_frames: int = 33, people: int = 2, identity: int | None = None
+    body: AvatarBody,
+    seed: int,
+    scale: str,
+    num_frames: int = 33,
+    people: int = 2,
+    identity: int | None = None,
+    expression: int = 0,
 ) -> list[SyntheticClip]:
     """
     One random motion on `people` random people.
@@ -275,12 +281,16 @@ def render_motion(
         people: how many people perform it (they all get crops of one further person's face).
         identity: the number of the first person; by default each motion has people of its own. Give it to see the
             same person in many motions.
+        expression: 0 is the motion's own; other numbers give clips that differ in nothing but the expression.
 
     Returns:
         `list[SyntheticClip]`
     """
     random = np.random.default_rng(seed)
     motion = random_motion(random, body, num_frames, scale)
+    if expression:
+        actions = random_expression(np.random.default_rng([seed, expression]), body, num_frames)
+        motion = with_expression(motion, actions, body)
     camera = Camera.random(random, scale)
 
     actor = Avatar(body, AvatarAppearance.random(random, body))

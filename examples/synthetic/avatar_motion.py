@@ -242,8 +242,16 @@ def random_motion(random: np.random.Generator, body: AvatarBody, num_frames: int
             turn(f"foot.{side}", (x, -(thigh + knee) * 0.7))
         translation[:, 2] -= drop
 
-    # eyes look where the actions say: Anny's actions move the lids only
+    matrices = np.broadcast_to(np.eye(3, dtype=np.float32), (num_frames, len(body.bone_names), 3, 3)).copy()
+    for bone, matrix in rotations.items():
+        matrices[:, body.bone_index[bone]] = matrix
     actions = random_expression(random, body, num_frames)
+    return with_expression(AvatarMotion(matrices, translation.astype(np.float32), actions, scale), actions, body)
+
+
+def with_expression(motion: AvatarMotion, actions: np.ndarray, body: AvatarBody) -> AvatarMotion:
+    """The same motion with other facial actions `(F, 52)`; the eyes look where they say (Anny's move the lids only)."""
+    rotations = motion.rotations.copy()
 
     def action(name):
         return actions[:, body.action_index[name]]
@@ -251,9 +259,7 @@ def random_motion(random: np.random.Generator, body: AvatarBody, num_frames: int
     for side, word, sign in (("L", "Left", 1), ("R", "Right", -1)):
         outward = sign * (action(f"eyeLookOut{word}") - action(f"eyeLookIn{word}"))
         upward = action(f"eyeLookUp{word}") - action(f"eyeLookDown{word}")
-        turn(f"eye.{side}", (z, 26 * outward), (x, -16 * upward))
-
-    matrices = np.broadcast_to(np.eye(3, dtype=np.float32), (num_frames, len(body.bone_names), 3, 3)).copy()
-    for bone, matrix in rotations.items():
-        matrices[:, body.bone_index[bone]] = matrix
-    return AvatarMotion(matrices, translation.astype(np.float32), actions, scale)
+        sideways = Rotation.from_rotvec(np.deg2rad(26 * outward)[:, None] * np.array([0.0, 0.0, 1.0]))
+        upwards = Rotation.from_rotvec(np.deg2rad(-16 * upward)[:, None] * np.array([1.0, 0.0, 0.0]))
+        rotations[:, body.bone_index[f"eye.{side}"]] = (sideways * upwards).as_matrix()
+    return AvatarMotion(rotations, motion.translation, actions, motion.scale)

@@ -68,6 +68,12 @@ def main() -> None:
     parser.add_argument("--num_motions", type=int, default=2000, help="each is performed by --people people")
     parser.add_argument("--people", type=int, default=2)
     parser.add_argument("--identity", type=int, help="the number of the first person, the same in all motions")
+    parser.add_argument(
+        "--expressions",
+        type=int,
+        default=1,
+        help="show one person, and the clip so many times with nothing but the expression changed",
+    )
     parser.add_argument("--num_frames", type=int, default=33, help="4 n + 1")
     parser.add_argument("--portraits", type=float, default=0.55, help="share of portraits")
     parser.add_argument("--half_bodies", type=float, default=0.25, help="share of half bodies; the rest is full")
@@ -79,13 +85,18 @@ def main() -> None:
 
     body, output = AvatarBody(arguments.body), Path(arguments.output)
     for index in range(arguments.shard, arguments.num_motions, arguments.num_shards):
-        folders = [output / f"{arguments.seed + index:07d}_{person}" for person in range(arguments.people)]
+        seed = arguments.seed + index
+        numbers = arguments.people if arguments.expressions == 1 else arguments.expressions
+        folders = [output / f"{seed:07d}_{number}" for number in range(numbers)]
         if all((folder / "clip.safetensors").exists() for folder in folders):
             continue
         scale = scale_of(index, arguments.portraits, arguments.half_bodies)
-        clips = render_motion(
-            body, arguments.seed + index, scale, arguments.num_frames, arguments.people, arguments.identity
-        )
+        people = arguments.people if arguments.expressions == 1 else 1
+        clips = [
+            clip
+            for expression in range(arguments.expressions)
+            for clip in render_motion(body, seed, scale, arguments.num_frames, people, arguments.identity, expression)
+        ]
         for clip, folder in zip(clips, folders):
             save_clip(clip, folder)
     if arguments.contact_sheet:

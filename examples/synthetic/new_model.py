@@ -29,12 +29,15 @@ def main() -> None:
     parser.add_argument("--vae", required=True)
     parser.add_argument("--face_motion_encoder", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--num_attention_heads", type=int, default=4)
+    parser.add_argument("--num_attention_heads", type=int, default=5)
     parser.add_argument("--attention_head_dim", type=int, default=64)
-    parser.add_argument("--num_layers", type=int, default=6)
-    parser.add_argument("--ffn_dim", type=int, default=1024)
+    parser.add_argument("--num_layers", type=int, default=7)
+    parser.add_argument("--ffn_dim", type=int, default=1280)
+    parser.add_argument(
+        "--face_attention_interval", type=int, default=1, help="every so many blocks have a face attention"
+    )
     parser.add_argument("--patch_size", type=int, default=2)
-    parser.add_argument("--pose_channels", type=int, default=32)
+    parser.add_argument("--pose_channels", type=int, default=64)
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--num_inference_steps", type=int, default=2)
     parser.add_argument("--guidance_scale", type=float, default=1.0)
@@ -60,7 +63,7 @@ def main() -> None:
         motion_dim=face_motion_encoder.config.motion_dim,
         face_encoder_hidden_dim=128,
         face_encoder_num_heads=4,
-        face_attention_interval=2,
+        face_attention_interval=arguments.face_attention_interval,
     )
     # `pose_patch_embedding` starts at zero for models that were trained without poses; a new one has nothing to keep
     torch.nn.init.xavier_uniform_(transformer.pose_patch_embedding.weight.flatten(1))
