@@ -47,7 +47,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--data", required=True, help="folder of prepared clips")
     parser.add_argument("--output", required=True, help="folder of the run")
     parser.add_argument("--stage", default="3", choices=sorted(STAGES))
-    parser.add_argument("--freeze", nargs="*", default=[], help="components that rest, e.g. face_motion_encoder")
+    parser.add_argument(
+        "--freeze", nargs="*", default=[], help="what rests, e.g. face_motion_encoder transformer.face_encoder"
+    )
     parser.add_argument("--lengths", type=int, nargs="+", default=[5], help="window lengths, latent frames")
     parser.add_argument("--length_weights", type=float, nargs="+", help="how often each length is drawn")
     parser.add_argument("--start_probability", type=float, default=0.5, help="of windows at a clip's start")

@@ -56,7 +56,7 @@ def set_trainable(
         transformer (`nn.Module`): the diffusion transformer.
         components (`dict`): the other models by name (`pose_encoder`, `face_motion_encoder`, ...).
         frozen (`tuple[str]`): components that rest although the stage would train them (a pretrained face motion
-            encoder, at first).
+            encoder, at first), or parts of the transformer, as `transformer.` and the beginning of parameter names.
 
     Returns:
         the parameters that are trained.
@@ -70,7 +70,8 @@ def set_trainable(
         stage = STAGES[stage]
     trained = []
     for name, parameter in transformer.named_parameters():
-        parameter.requires_grad_(stage.trains(name))
+        rests = any(f"transformer.{name}".startswith(part) for part in frozen if part.startswith("transformer."))
+        parameter.requires_grad_(stage.trains(name) and not rests)
         trained += [parameter] if parameter.requires_grad else []
     for name, component in components.items():
         component.requires_grad_(name in stage.components and name not in frozen)

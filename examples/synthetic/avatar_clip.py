@@ -269,6 +269,7 @@ def render_motion(
     people: int = 2,
     identity: int | None = None,
     expression: int = 0,
+    liveliness: float = 1.0,
 ) -> list[SyntheticClip]:
     """
     One random motion on `people` random people.
@@ -282,12 +283,13 @@ def render_motion(
         identity: the number of the first person; by default each motion has people of its own. Give it to see the
             same person in many motions.
         expression: 0 is the motion's own; other numbers give clips that differ in nothing but the expression.
+        liveliness: of the motion, see `random_motion`.
 
     Returns:
         `list[SyntheticClip]`
     """
     random = np.random.default_rng(seed)
-    motion = random_motion(random, body, num_frames, scale)
+    motion = random_motion(random, body, num_frames, scale, liveliness)
     if expression:
         actions = random_expression(np.random.default_rng([seed, expression]), body, num_frames)
         motion = with_expression(motion, actions, body)
@@ -300,7 +302,7 @@ def render_motion(
     crops = actor.render(view, jitter_boxes(random, face.boxes), (FACE_SIZE, FACE_SIZE))[0]
 
     # a long other motion of the same kind, to take references from
-    other = random_motion(random, body, 40, scale)
+    other = random_motion(random, body, 40, scale, liveliness)
     clips = []
     for person in range(people):
         number = (seed * people if identity is None else identity) + person

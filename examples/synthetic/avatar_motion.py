@@ -142,7 +142,9 @@ def random_expression(random: np.random.Generator, body: AvatarBody, num_frames:
     return np.clip(actions, 0, 1.15)
 
 
-def random_motion(random: np.random.Generator, body: AvatarBody, num_frames: int, scale: str) -> AvatarMotion:
+def random_motion(
+    random: np.random.Generator, body: AvatarBody, num_frames: int, scale: str, liveliness: float = 1.0
+) -> AvatarMotion:
     """
     A random motion: leaning, turning, looking about, waving, gesturing, walking on the spot, turning right round.
 
@@ -150,9 +152,13 @@ def random_motion(random: np.random.Generator, body: AvatarBody, num_frames: int
         random: seeds everything.
         num_frames: length, at 12 frames a second.
         scale: one of `SCALES`; portraits move the head and face most.
+        liveliness: factor of the ranges of trunk and head; with 0.2 a talking head, whose face does nearly all.
     """
     every = random.uniform(5, 10)
-    curves = {name: smooth_keys(random, num_frames, low, high, every) for name, (low, high) in _RANGES[scale].items()}
+    curves = {
+        name: liveliness * smooth_keys(random, num_frames, low, high, every)
+        for name, (low, high) in _RANGES[scale].items()
+    }
     if scale != "portrait" and random.random() < 0.2:
         # turn right round: the back comes into view
         start = random.uniform(0, 360)
