@@ -69,6 +69,24 @@ def test_a_person_can_be_met_again(body):
     assert not np.array_equal(met.video, again.video)
 
 
+def test_only_the_expression_differs(body):
+    first, second = (avatar_clip.render_motion(body, 3, "portrait", 9, people=1, expression=e)[0] for e in (0, 1))
+    assert not np.array_equal(first.motion.face.blendshapes, second.motion.face.blendshapes)
+    assert not np.array_equal(first.motion.face.crops, second.motion.face.crops)
+    np.testing.assert_array_equal(first.motion.head.rotation, second.motion.head.rotation)
+    np.testing.assert_array_equal(first.references, second.references)
+    difference = np.abs(first.video.astype(int) - second.video).max(axis=-1)
+    # faces move more than the ring around eyes and mouth, but nothing below the head or beside it does
+    head = np.maximum(first.regions, second.regions) >= 2
+    assert difference[head].mean() > 4 and difference[~head].max() == 0
+
+
+def test_talking_heads_hardly_move(body):
+    calm, lively = (avatar_clip.render_motion(body, 5, "portrait", 17, people=1, liveliness=s)[0] for s in (0.2, 1.0))
+    assert np.ptp(calm.motion.yaw()) < 0.5 * np.ptp(lively.motion.yaw())
+    np.testing.assert_array_equal(calm.motion.face.blendshapes.std(axis=0) > 0, lively.motion.face.blendshapes.std(axis=0) > 0)  # fmt: skip
+
+
 def test_keypoints_lie_on_the_person(body, avatar, camera):
     posed = avatar.pose(still(body))
     motion = posed.motion(camera)

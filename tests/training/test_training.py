@@ -120,6 +120,15 @@ def test_an_unknown_stage_and_nothing_to_train_are_errors(model):
         set_trainable("audio", transformer, {})
 
 
+def test_a_part_of_the_transformer_can_rest(model):
+    transformer = DreamActorPipeline.from_pretrained(model).transformer
+    set_trainable("3", transformer, {}, ("transformer.face_encoder",))
+    resting = {name for name, parameter in transformer.named_parameters() if not parameter.requires_grad}
+    assert resting and resting == {
+        name for name, _ in transformer.named_parameters() if name.startswith("face_encoder.")
+    }
+
+
 def test_two_processes_train_together(model, clips, tmp_path):
     script = Path(__file__).parents[2] / "examples" / "train_dreamactor.py"
     arguments = ["--model", model, "--data", clips, "--output", tmp_path, "--max_train_steps", 2, *COMMON]
