@@ -159,7 +159,7 @@ def main() -> None:
         tuple(arguments.length_weights) if arguments.length_weights else None,
         arguments.start_probability,
         arguments.in_memory,
-        arguments.face,
+        "audio" if STAGES[arguments.stage].face == "audio" else arguments.face,
     )
     accumulation = arguments.gradient_accumulation_steps
     sampler = BucketBatchSampler(
