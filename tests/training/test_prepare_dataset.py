@@ -4,6 +4,8 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from PIL import Image
 from raw_clips import write_rendered_clip
 
 from diffusers_dreamactor.media import VideoReader, VideoWriter
@@ -32,17 +34,23 @@ def test_a_real_video_becomes_prepared_clips(run_script, model, media, capture_m
     clips = list_prepared_clips(output)
     assert [clip.name for clip in clips] == ["carphone_0000", "carphone_0001"]
     clip = read_prepared_clip(clips[1])
-    # 128x128 pixels at most, of a picture of 176x144
-    assert clip["maps"].shape == (6, 9, 112, 128) and clip["latents"].shape == (16, 3, 14, 16)
+    # the picture's aspect, 176:144, at 128 * 128 pixels
+    assert clip["maps"].shape == (6, 9, 112, 144) and clip["latents"].shape == (16, 3, 14, 18)
     assert clip["reference_maps"].shape[1] == clip["reference_latents"].shape[1] >= 2
     assert clip["metadata"]["scale"] == "portrait" and clip["metadata"]["start"] == 8
-    assert clip["face_weight"].min() == 1
-    # the face is in the crops, cut from the frames as they are: what is filmed there is found in them
-    frames = np.stack(list(VideoReader(raw / "carphone.mp4").frames(8, 17)))
-    crops = clip["face"].float()
-    assert crops.shape == (9, 3, 64, 64) and (crops.mean() - frames[:, 20:110, 60:130].mean()).abs() < 40
-    # head and eyes: the sphere covers part of the picture and of the regions
+    # face crops show what the frames show where the head's sphere is, and not what they show in the corner
+    assert clip["face"].shape == (9, 3, 64, 64) and clip["face_weight"].min() == 1
+    frame = Image.fromarray(next(VideoReader(raw / "carphone.mp4").frames(8, 9))).resize((144, 118))
     sphere = clip["maps"][3:].amax(dim=0) > 0
+    rows, columns = torch.nonzero(sphere[0]).T
+    side = int(rows.max() - rows.min())
+
+    def likeness(left: int, top: int) -> float:
+        patch = np.asarray(frame.crop((left, top, left + side, top + side)).resize((64, 64)))
+        return np.corrcoef(patch.ravel(), clip["face"][0].permute(1, 2, 0).numpy().ravel())[0, 1]
+
+    assert likeness(int(columns.min()), int(rows.min()) + 3) > 0.2 > likeness(0, 0)
+    # the sphere is the head among the regions
     assert 0.05 < sphere.float().mean() < 0.6
     assert (clip["regions"][1].float() / 255).mean() == pytest.approx(sphere.float().mean().item(), abs=0.03)
     assert PreparedClipDataset(output, (3,), face="audio")[0, 0]["audio_features"].shape[1] == 40

@@ -64,8 +64,8 @@ def test_evaluation_measures_every_condition(run_script, model, rendered_clips, 
         assert all(5 < value < 60 for value in psnr)
         # wrong guidance makes another video
         assert psnr[1] != psnr[0] and psnr[2] != psnr[0]
-        # a frozen picture of the same person is closer than noise
-        assert psnr[4] > psnr[0] and numbers["reference, frozen", f"{index}_0"]["ssim"] > 0.5
+        # a frozen picture of the same person is closer than what random weights make
+        assert psnr[4] > psnr[0]
     table = (tmp_path / "table.md").read_text()
     assert "### All clips (3)" in table and all(f"| {row} |" in table for row in expected)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0_0.png", "1_0.png", "2_0.png"]
