@@ -56,5 +56,6 @@ def write_rendered_clip(folder: Path, num_frames: int, brightness: int, zoom: fl
     references = motion.take(picks)
     references.face.crops = None
     references.save(folder / "reference_motion.safetensors")
-    tensors = {"video": video, "regions": regions, "references": np.ascontiguousarray(video[picks])}
+    tensors = {"video": video, "regions": regions, "references": video[picks]}
+    tensors = {name: np.ascontiguousarray(value) for name, value in tensors.items()}
     save_file(tensors, folder / "clip.safetensors", metadata={"scale": "half_body", "identity": "0", "fps": "12.0"})
