@@ -5,7 +5,10 @@ Turn raw clips into what training reads: cached latents, drawn guidance, face cr
     python prepare_dataset.py --check cache/train
 
 Raw clips are videos (captured with MediaPipe, extra `capture`), or folders with `clip.safetensors` and known motion, as
-`examples/synthetic/make_dataset.py` writes them. Every prepared clip is a folder (see `PreparedClipDataset`); those that
+`examples/synthetic/make_dataset.py` writes them. Where a video has sound and the repository an `audio_feature_extractor`
+(and, if it needs one, an `audio_encoder`), each clip keeps its speech features, which the audio stage of training reads.
+
+Every prepared clip is a folder (see `PreparedClipDataset`); those that
 exist are left alone, so that a stopped run goes on, and `--shard i --num_shards n` splits the work. A clip that cannot
 be used is skipped with a line that says why. `--check` says what is wrong with which prepared clip.
 """
@@ -15,8 +18,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -25,11 +29,16 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from diffusers_dreamactor import DreamActorPipeline
+from diffusers_dreamactor.media import VideoReader, load_audio
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
+from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.motion.tensor_file import write_arrays
+from diffusers_dreamactor.pipelines.conditioning import speech_features
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens
-from diffusers_dreamactor.training.dataset import check_prepared_clip, list_prepared_clips
+from diffusers_dreamactor.training.dataset import AUDIO_FILE, check_prepared_clip, list_prepared_clips
 from diffusers_dreamactor.training.linear_code import LinearCode
 
 
@@ -48,6 +57,7 @@ class RawClip:
         face_frames (*optional*): the frames that face crops are cut from, when the motion has no crops.
         regions (`(F, H, W)` uint8, *optional*): 0 background, 1 body, 2 head, 3 eyes and mouth.
         metadata (`dict`): kept with the clip.
+        speech (`(n,)` float32, *optional*): the clip's own stretch of sound, at the feature extractor's rate.
     """
 
     name: str
@@ -58,6 +68,7 @@ class RawClip:
     face_frames: np.ndarray | None
     regions: np.ndarray | None
     metadata: dict
+    speech: np.ndarray | None = None
 
 
 def find_clips(folder: Path) -> list[Path]:
@@ -85,41 +96,57 @@ def read_rendered_clip(folder: Path) -> RawClip:
     )
 
 
-def read_video_clips(path: Path, capture, arguments: argparse.Namespace, processor: MotionGuidanceProcessor):
+def read_video_clips(
+    path: Path,
+    capture,
+    arguments: argparse.Namespace,
+    processor: MotionGuidanceProcessor,
+    sampling_rate: int | None = None,
+) -> Iterator[RawClip]:
     """
     The clips of a video: captured once, brought to the generation size, cut into pieces of `--num_frames` frames. The
-    references are the frames of median, least and greatest head yaw of the whole video (DreamActor-M1, section 3.3).
+    references are the frames of median, least and greatest head yaw of the whole video (DreamActor-M1, section 3.3). Sound
+    is read at `sampling_rate`, when there is one.
     """
-    from diffusers_dreamactor.media import VideoReader
-    from diffusers_dreamactor.motion.retarget import resize_motion
-
     reader = VideoReader(str(path), fps=arguments.fps)
-    motion = capture.capture(reader, face_size=processor.config.face_size, progress=False)
-    if motion.body is None or motion.head is None:
-        raise ValueError("no person was found in it.")
-    first = Image.fromarray(next(iter(reader)))
-    prepared = processor.reference(first, height=arguments.height, width=arguments.width)
-    height, width = prepared.height, prepared.width
-    motion = resize_motion(motion, height, width)
-    frames = np.stack([_cover(Image.fromarray(frame), height, width) for frame in reader])
+    length = arguments.num_frames
+    if len(reader) < length:
+        raise ValueError(f"it has {len(reader)} frames, but --num_frames is {length}.")
+    captured = capture.capture(reader, progress=False)
+    if captured.body is None or captured.head is None:
+        raise ValueError("no body was found in it.")
+    height, width = processor.reference.generation_size(reader.height, reader.width, arguments.height, arguments.width)
+    motion = resize_motion(captured, height, width)
     least, median, greatest = motion.extreme_yaw_frames()
     picks = list(dict.fromkeys((median, least, greatest)))
-    references = frames[picks]
-    reference_motion = motion._take(np.array(picks))
-    length = arguments.num_frames
-    for number, start in enumerate(range(0, len(frames) - length + 1, length - 1)):
+    references = np.stack([_cover(next(reader.frames(pick, pick + 1)), height, width) for pick in picks])
+    reference_motion = motion.take(np.array(picks))
+    scale = processor.reference.decide_scale(reference_motion)
+    speech = load_audio(path, sampling_rate) if sampling_rate and reader.has_audio else None
+    for number, start in enumerate(range(0, len(reader) - length + 1, length - 1)):
         piece = motion[start : start + length]
         seen = (piece.body.confidence[:, :14] >= 0.5).any(axis=1).mean()
         if seen < arguments.minimum_seen:
             print(f"{path.name} piece {number}: skipped, a body is seen in only {seen:.0%} of its frames.", flush=True)
             continue
-        metadata = {"scale": prepared.scale, "source": path.name, "start": start}
-        video = frames[start : start + length]
-        yield RawClip(f"{path.stem}_{number:04d}", video, piece, references, reference_motion, None, None, metadata)
+        frames = np.stack(list(reader.frames(start, start + length)))
+        yield RawClip(
+            name=f"{path.stem}_{number:04d}",
+            video=np.stack([_cover(frame, height, width) for frame in frames]),
+            motion=piece,
+            references=references,
+            reference_motion=reference_motion,
+            # boxes are in pixels of the video as it is, where faces are sharpest
+            face_frames=frames,
+            regions=None,
+            metadata={"scale": scale, "source": path.name, "start": start},
+            speech=None if speech is None else speech[round(start / reader.fps * sampling_rate) :],
+        )
 
 
-def _cover(picture: Image.Image, height: int, width: int) -> np.ndarray:
+def _cover(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     # cover, then centre-crop: what `resize_motion` does to the motion
+    picture = Image.fromarray(frame)
     scale = max(width / picture.width, height / picture.height)
     size = (max(width, round(picture.width * scale)), max(height, round(picture.height * scale)))
     picture = picture.resize(size, Image.Resampling.LANCZOS)
@@ -150,6 +177,7 @@ def prepare_clip(
     processor: MotionGuidanceProcessor,
     output: Path,
     action_tokens: ActionTokens | None = None,
+    encode_speech: Callable[[np.ndarray, int, float], tuple[torch.Tensor, float]] | None = None,
 ) -> None:
     """
     Encode and draw one clip and write its folder; `latents.safetensors` comes last and marks it as complete.
@@ -160,6 +188,8 @@ def prepare_clip(
         processor: draws the guidance.
         output: the folder in which the clip's folder is made.
         action_tokens (*optional*): makes motion tokens of the known facial actions, for `--face motion_tokens`.
+        encode_speech (*optional*): speech, number of frames and frames per second -> features `(1, L, D)` and how many of
+            them go with a frame, as `speech_features` makes them.
     """
     height, width = clip.video.shape[1:3]
     folder = output / clip.name
@@ -179,6 +209,13 @@ def prepare_clip(
     with torch.no_grad():
         latents = encode(pixels(clip.video)[None])[0]
         references = encode(pixels(clip.references).transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
+        if clip.speech is not None:
+            features, features_per_frame = encode_speech(clip.speech, len(clip.video), clip.motion.fps)
+            write_arrays(
+                folder / AUDIO_FILE,
+                {"features": features[0].float().cpu().numpy()},
+                {"features_per_frame": repr(features_per_frame)},
+            )
     regions = regions_from_motion(clip.motion, processor) if clip.regions is None else clip.regions
     tensors = {
         "latents": latents.half(),
@@ -195,7 +232,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--clips", help="folder of raw clips")
     parser.add_argument("--output", help="folder of the prepared clips")
-    parser.add_argument("--model", help="a DreamActor repository; its `vae` and `motion_processor` are used")
+    parser.add_argument(
+        "--model", help="a DreamActor repository; its `vae`, `motion_processor` and what reads speech are used"
+    )
     parser.add_argument("--vae", help="a VAE's folder, instead of --model's")
     parser.add_argument(
         "--linear_code", help="encode with this LinearCode instead of a VAE that learns (or has learned) it"
@@ -219,6 +258,11 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.check and not (arguments.clips and arguments.output):
         parser.error("give --clips and --output, or --check")
+    alone = (arguments.vae or arguments.linear_code) and arguments.motion_processor
+    if not arguments.check and not (arguments.model or alone):
+        parser.error("give --model, or --motion_processor and one of --vae and --linear_code")
+    if arguments.num_frames < 1 or arguments.num_frames % 4 != 1:
+        parser.error(f"--num_frames is {arguments.num_frames}, but has to be 4 n + 1")
     return arguments
 
 
@@ -227,21 +271,35 @@ def main() -> None:
     if arguments.check:
         clips = list_prepared_clips(arguments.check)
         problems = [problem for clip in clips for problem in check_prepared_clip(clip)]
-        print("\n".join([*problems, f"{len(clips)} clips, {len(problems)} problems."]))
+        spoken = sum((clip / AUDIO_FILE).exists() for clip in clips)
+        print("\n".join([*problems, f"{len(clips)} clips ({spoken} with sound), {len(problems)} problems."]))
         raise SystemExit(1 if problems else 0)
 
+    # of a repository, only what is used here
+    pipe = None
+    if arguments.model:
+        unused = ("transformer", "face_motion_encoder", "pose_encoder", "audio_motion_encoder", "image_encoder")
+        unused += ("image_processor", "text_encoder", "tokenizer", "prompt_embedding", "capture", "scheduler")
+        pipe = DreamActorPipeline.from_pretrained(arguments.model, **dict.fromkeys(unused)).to(arguments.device)
     if arguments.linear_code:
         encode = LinearCode.load(arguments.linear_code).encode
     else:
-        vae = DreamActorVAE.from_pretrained(
-            arguments.vae or arguments.model, subfolder=None if arguments.vae else "vae"
-        ).to(arguments.device)
-        encode = vae.eval().encode_video
+        vae = DreamActorVAE.from_pretrained(arguments.vae).to(arguments.device) if arguments.vae else pipe.vae
+
+        def encode(video):
+            return vae.encode_video(video.to(vae.device))
+
     action_tokens = ActionTokens.load(arguments.action_tokens) if arguments.action_tokens else None
-    processor = MotionGuidanceProcessor.from_pretrained(
-        arguments.motion_processor or arguments.model,
-        subfolder=None if arguments.motion_processor else "motion_processor",
-    )
+    if arguments.motion_processor:
+        processor = MotionGuidanceProcessor.from_pretrained(arguments.motion_processor)
+    else:
+        processor = pipe.motion_processor
+    sampling_rate = encode_speech = None
+    if pipe is not None and pipe.audio_feature_extractor is not None:
+        sampling_rate = pipe.audio_feature_extractor.sampling_rate
+        encode_speech = partial(
+            speech_features, feature_extractor=pipe.audio_feature_extractor, audio_encoder=pipe.audio_encoder
+        )
     capture, output = None, Path(arguments.output)
     paths = find_clips(Path(arguments.clips))[arguments.shard :: arguments.num_shards]
     if not paths:
@@ -258,8 +316,8 @@ def main() -> None:
                     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 
                     capture = MediaPipeCapture.from_pretrained(arguments.capture_models)
-                for clip in read_video_clips(path, capture, arguments, processor):
-                    prepare_clip(clip, encode, processor, output, action_tokens)
+                for clip in read_video_clips(path, capture, arguments, processor, sampling_rate):
+                    prepare_clip(clip, encode, processor, output, action_tokens, encode_speech)
                 done.touch()
         except (ValueError, OSError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)

@@ -11,6 +11,15 @@ of an earlier stage, or a small new one (examples/synthetic/new_model.py). Stage
 stage 2 trains only what has to do with the face, stage 3 trains everything. The result, `output/model`, is a repository
 with the averaged weights.
 
+`--stage audio` comes last: an `AudioMotionEncoder` learns, through the frozen transformer, to make face motion tokens of
+speech. A repository gets what reads speech by (here Wav2Vec2, 768 features)
+
+    pipe = DreamActorPipeline.from_pretrained("stage3/model", audio_motion_encoder=AudioMotionEncoder(feature_dim=768),
+        audio_encoder=Wav2Vec2Model.from_pretrained(...), audio_feature_extractor=Wav2Vec2FeatureExtractor())
+    pipe.save_pretrained("with_audio")
+
+and its clips are videos with sound, prepared with `prepare_dataset.py --model with_audio`.
+
 Stopped runs go on with `--resume latest` (the default): every number is then bit by bit what it would have been. Several
 processes (DDP or FSDP2) are `accelerate`'s business: `accelerate config`.
 """
@@ -159,7 +168,7 @@ def main() -> None:
         tuple(arguments.length_weights) if arguments.length_weights else None,
         arguments.start_probability,
         arguments.in_memory,
-        arguments.face,
+        "audio" if STAGES[arguments.stage].face == "audio" else arguments.face,
     )
     accumulation = arguments.gradient_accumulation_steps
     sampler = BucketBatchSampler(

@@ -3,7 +3,9 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import numpy as np
 import torch
+from diffusers.utils.torch_utils import get_module_execution_device
 
 
 class Segment(NamedTuple):
@@ -134,3 +136,33 @@ def combine_guidance(
         + reference_guidance_scale * (reference_only - unconditional)
         + guidance_scale * (conditional - reference_only)
     )
+
+
+def speech_features(
+    samples: np.ndarray, num_frames: int, fps: float, feature_extractor, audio_encoder: torch.nn.Module | None = None
+) -> tuple[torch.Tensor, float]:
+    """
+    What `AudioMotionEncoder` reads of the speech that goes with `num_frames` frames of video.
+
+    Args:
+        samples (`np.ndarray` of shape `(n,)`): A mono waveform in [-1, 1] at the feature extractor's sampling rate, from
+            the first frame on; cut to the duration of the frames, or filled up with silence.
+        num_frames (`int`), fps (`float`): Frames of video, and how many make a second.
+        feature_extractor: A `transformers` feature extractor of speech.
+        audio_encoder (*optional*): The speech encoder that follows it; without one, its features are used themselves.
+
+    Returns:
+        Features `(1, L, feature_dim)`, and how many of them go with a frame.
+    """
+    rate = feature_extractor.sampling_rate
+    length = round(num_frames / fps * rate)
+    samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
+    features = feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
+    features = features[feature_extractor.model_input_names[0]]
+    # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
+    hop = getattr(feature_extractor, "hop_length", rate // 100)
+    if audio_encoder is not None:
+        features = features.to(get_module_execution_device(audio_encoder), audio_encoder.dtype)
+        features = audio_encoder(features).last_hidden_state
+        hop = audio_encoder.config.inputs_to_logits_ratio
+    return features, rate / hop / fps

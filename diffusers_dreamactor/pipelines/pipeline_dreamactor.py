@@ -42,6 +42,7 @@ from diffusers_dreamactor.pipelines.conditioning import (
     iterate_segments,
     latent_length,
     pack_reference_latents,
+    speech_features,
 )
 from diffusers_dreamactor.pipelines.driver import EXTEND, Driver, frame_index, iterate_frames, reflect_index
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
@@ -580,18 +581,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             )
         available = max(1, int(len(samples) / rate * fps))
         num_frames = available if num_frames is None else num_frames
-        length = round(num_frames / fps * rate)
-        samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
-        inputs = self.audio_feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
-        features = inputs[self.audio_feature_extractor.model_input_names[0]]
-        # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
-        hop = getattr(self.audio_feature_extractor, "hop_length", rate // 100)
-        if self.audio_encoder is not None:
-            features = features.to(get_module_execution_device(self.audio_encoder), self.audio_encoder.dtype)
-            features = self.audio_encoder(features).last_hidden_state
-            hop = self.audio_encoder.config.inputs_to_logits_ratio
+        features, features_per_frame = speech_features(
+            samples, num_frames, fps, self.audio_feature_extractor, self.audio_encoder
+        )
         features = features.to(self._execution_device, self.audio_motion_encoder.dtype)
-        return self.audio_motion_encoder(features, num_frames, rate / hop / fps)[0].float().cpu().numpy()
+        return self.audio_motion_encoder(features, num_frames, features_per_frame)[0].float().cpu().numpy()
 
     def encode_face(self, guidance: MotionGuidance, batch_size: int) -> torch.Tensor | None:
         """Face motion tokens `(B, F, motion_dim)` of a segment; `None` when it has no face."""

@@ -8,12 +8,14 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import safe_open
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..processors.guidance import MotionGuidance
 
 
 CLIP_FILES = ("latents.safetensors", "guidance.safetensors", "reference_guidance.safetensors")
+AUDIO_FILE = "audio.safetensors"
 REGIONS = ("body", "head", "eyes_and_mouth")
 """Channels of a clip's `regions`: which share of a latent pixel each covers; they do not overlap."""
 
@@ -26,7 +28,9 @@ class PreparedClipDataset(Dataset):
     - `latents.safetensors`: `latents (C, T, h, w)` normalised, `reference_latents (C, R, h, w)`, optionally `regions
       (3, T, h, w)` uint8 (255 is all of a latent pixel; channels as `REGIONS`), and JSON metadata under `clip`;
     - `guidance.safetensors`: the clip's `MotionGuidance`, `4 (T - 1) + 1` frames; crops or motion tokens;
-    - `reference_guidance.safetensors`: the references' own poses, R frames.
+    - `reference_guidance.safetensors`: the references' own poses, R frames;
+    - `audio.safetensors`, where the clip has sound: `features (L, D)`, what `speech_features` makes of it, and metadata
+      `features_per_frame`.
 
     Args:
         folder: of the prepared clips.
@@ -36,11 +40,17 @@ class PreparedClipDataset(Dataset):
         start_probability (`float`): how often a window is the start of the clip. The others start in its middle, from a
             given latent, as the later segments of a long video do.
         in_memory (`bool`): keep what was read.
-        face (`str`): `"crops"`, or `"motion_tokens"` for the ready tokens that guidance may hold.
+        face (`str`): `"crops"`, `"motion_tokens"` for the ready tokens that guidance may hold, or `"audio"`.
 
     Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
     `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
-    `regions (3, L, h, w)` float in [0, 1], and `continued` (bool): whether the first latent is given.
+    `regions (3, L, h, w)` float in [0, 1], and `continued` (bool): whether the first latent is given. With audio, instead
+    of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`, and `audio_window (3,)` int64: L, the
+    frames of the clip, and the clip's frame at which the window starts.
+
+    Raises:
+        FileNotFoundError: there is no such folder.
+        ValueError: it has no clip that is long enough, or one without sound where audio is read.
     """
 
     def __init__(
@@ -52,8 +62,8 @@ class PreparedClipDataset(Dataset):
         in_memory: bool = False,
         face: str = "crops",
     ):
-        if face not in ("crops", "motion_tokens"):
-            raise ValueError(f"`face` is {face!r}, but has to be crops or motion_tokens.")
+        if face not in ("crops", "motion_tokens", "audio"):
+            raise ValueError(f"`face` is {face!r}, but has to be crops, motion_tokens or audio.")
         self.face = "face" if face == "crops" else face
         self.start_probability = start_probability
         self.cache = {} if in_memory else None
@@ -69,6 +79,13 @@ class PreparedClipDataset(Dataset):
                     self.weights.append(weight)
         if not self.items:
             raise ValueError(f"`folder` {folder} holds no prepared clips of at least {min(lengths)} latent frames.")
+        silent = sorted({path.name for path, _ in self.items if not (path / AUDIO_FILE).exists()})
+        if face == "audio" and silent:
+            raise ValueError(
+                f"`folder` {folder} has clips without sound ({len(silent)}, the first is {silent[0]}), but training from "
+                f"audio reads each clip's {AUDIO_FILE}: leave them out, or prepare videos with sound with a --model that "
+                "has an `audio_feature_extractor`."
+            )
 
     def __len__(self) -> int:
         return len(self.items)
@@ -91,7 +108,12 @@ class PreparedClipDataset(Dataset):
             "reference_maps": clip["reference_maps"],
             "continued": torch.tensor(start > 0),
         }
-        for name in (self.face, "face_weight"):
+        if self.face == "audio":
+            sample["audio_features"] = clip["audio_features"]
+            sample["features_per_frame"] = torch.tensor(clip["features_per_frame"])
+            window = (len(clip["audio_features"]), clip["maps"].shape[1], frames.start)
+            sample["audio_window"] = torch.tensor(window)
+        for name in () if self.face == "audio" else (self.face, "face_weight"):
             if clip[name] is None:
                 raise ValueError(f"{path.name} has no `{name}`, which this training reads.")
             sample[name] = clip[name][frames]
@@ -109,10 +131,16 @@ class PreparedClipDataset(Dataset):
 
 
 def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Stack samples of one size and length; of the references, as many are kept as each of them has."""
+    """
+    Stack samples of one size and length; of the references, as many are kept as each of them has, and shorter
+    `audio_features` are filled up with zeros (their lengths are in `audio_window`).
+    """
     count = min(sample["reference_latents"].shape[1] for sample in samples)
     batch = {}
     for name in samples[0]:
+        if name == "audio_features":
+            batch[name] = pad_sequence([sample[name] for sample in samples], batch_first=True)
+            continue
         values = [sample[name][:, :count] if name.startswith("reference_") else sample[name] for sample in samples]
         batch[name] = torch.stack(values)
     return batch
@@ -134,6 +162,11 @@ def read_prepared_clip(path: Path) -> dict:
     clip = {"regions": None} | clip | {"metadata": metadata}
     guidance = MotionGuidance.load(path / "guidance.safetensors")
     reference_guidance = MotionGuidance.load(path / "reference_guidance.safetensors")
+    clip["audio_features"] = clip["features_per_frame"] = None
+    if (path / AUDIO_FILE).exists():
+        with safe_open(path / AUDIO_FILE, framework="pt") as file:
+            clip["audio_features"] = file.get_tensor("features")
+            clip["features_per_frame"] = float(file.metadata()["features_per_frame"])
     clip["maps"] = stack_maps(guidance)
     clip["reference_maps"] = stack_maps(reference_guidance)
     for name in ("face", "motion_tokens", "face_weight"):
@@ -154,7 +187,8 @@ def check_prepared_clip(path: Path) -> list[str]:
     What is wrong with a prepared clip, as sentences; an empty list when nothing is.
 
     Looks for missing files, latents that are not finite or far from unit variance, lengths and sizes that do not fit
-    together, guidance without a body, and faces that are never seen.
+    together, guidance without a body, faces that are never seen, and, where there is sound, features that are not finite,
+    always the same or of another duration.
     """
     missing = [name for name in CLIP_FILES if not (path / name).exists()]
     if missing:
@@ -190,4 +224,15 @@ def check_prepared_clip(path: Path) -> list[str]:
         problems.append("it has neither face crops nor motion tokens.")
     elif clip["face_weight"].max() == 0:
         problems.append("its face is never seen.")
+    if clip["audio_features"] is not None:
+        features, expected = clip["audio_features"], maps.shape[1] * clip["features_per_frame"]
+        if not torch.isfinite(features).all():
+            problems.append("its audio features are not finite.")
+        elif (features == features[:1]).all():
+            problems.append("its audio features are always the same: it is silent.")
+        # analysis windows that would reach past the end are left out: two or three features at most
+        if abs(len(features) - expected) > 4:
+            problems.append(
+                f"it has {len(features)} audio features, but its {maps.shape[1]} frames take {expected:.0f}."
+            )
     return [f"{path.name}: {problem}" for problem in problems]

@@ -27,7 +27,8 @@ class ObjectiveConfig:
         weighting_scheme, logit_mean, logit_std, shift: of the noise levels; see `sample_sigmas`.
         drop_motion, drop_reference, drop_all (`float`): how often pose and face, the references, or all of them are left
             out of a whole batch, for classifier-free guidance.
-        drop_face (`float`): how often the face alone is left out.
+        drop_face (`float`): how often the face alone is left out. Stages that train only the way of the face (2 and audio)
+            always give it and the pose.
         initial_latent (`float`): how often a window at a clip's start is given its first latent (those in the middle
             always are).
         max_references (`int`): references are a random number up to this.
@@ -81,7 +82,15 @@ class DreamActorObjective(nn.Module):
         if source is None:
             return None
         if source == "audio":
-            return self.audio_motion_encoder(batch["audio_features"], batch["maps"].shape[2])
+            # a clip's speech is read as a whole, as the pipeline does: a window hears what is said around it
+            tokens = []
+            rates, windows = batch["features_per_frame"].tolist(), batch["audio_window"].tolist()
+            for features, features_per_frame, (length, clip_frames, start) in zip(
+                batch["audio_features"], rates, windows
+            ):
+                clip_tokens = self.audio_motion_encoder(features[None, :length], clip_frames, features_per_frame)
+                tokens.append(clip_tokens[:, start : start + batch["maps"].shape[2]])
+            return torch.cat(tokens)
         if "motion_tokens" in batch:
             tokens = batch["motion_tokens"]
         else:
@@ -109,6 +118,8 @@ class DreamActorObjective(nn.Module):
         drop_motion = drop_all or chance[0] > 1 - config.drop_motion
         drop_reference = drop_all or config.drop_all < chance[0] < config.drop_all + config.drop_reference
         drop_face = drop_motion or chance[1] < config.drop_face
+        if not STAGES[config.stage].drops_motion:
+            drop_all = drop_motion = drop_face = False
         available = min(config.max_references, batch["reference_latents"].shape[2])
         number = 1 + int(chance[2] * available)
         # the first reference is the identity and always there; which others complement it is random

@@ -18,6 +18,8 @@ class Stage:
         transformer (`tuple[str]`): prefixes of the transformer's parameters that are trained; `("",)` is all.
         excluded (`tuple[str]`): names inside the transformer's parameter names that are not trained after all.
         components (`tuple[str]`): the other models that are trained.
+        drops_motion (`bool`): whether the face (and with it the pose) may be left out at random; where nothing but the
+            way of the face is trained, such a batch would teach nothing.
     """
 
     name: str
@@ -25,6 +27,7 @@ class Stage:
     transformer: tuple[str, ...]
     excluded: tuple[str, ...]
     components: tuple[str, ...]
+    drops_motion: bool = True
 
     def trains(self, parameter_name: str) -> bool:
         """Whether the stage trains the transformer's parameter of this name."""
@@ -38,10 +41,10 @@ STAGES = {
     # skeleton and sphere only
     "1": Stage("1", None, ("",), _FACE_MODULES, ("pose_encoder",)),
     # the face joins; everything else rests
-    "2": Stage("2", "crops", _FACE_MODULES, (), ("face_motion_encoder",)),
+    "2": Stage("2", "crops", _FACE_MODULES, (), ("face_motion_encoder",), drops_motion=False),
     "3": Stage("3", "crops", ("",), (), ("pose_encoder", "face_motion_encoder")),
     # speech learns to speak the same face motion tokens
-    "audio": Stage("audio", "audio", (), (), ("audio_motion_encoder",)),
+    "audio": Stage("audio", "audio", (), (), ("audio_motion_encoder",), drops_motion=False),
 }
 
 

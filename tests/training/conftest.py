@@ -7,7 +7,7 @@ import pytest
 from diffusers_dreamactor.checkpoints import save_random_pipeline
 
 
-sys.path.insert(0, str(Path(__file__).parent))
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "motion")]
 from training_clips import write_clip  # noqa: E402
 
 
@@ -31,14 +31,28 @@ def clips(tmp_path_factory) -> Path:
     return folder
 
 
+def load_script(name: str):
+    """A script of examples/ as a module."""
+    spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
+    module = importlib.util.module_from_spec(spec)
+    # dataclasses look their module up
+    sys.modules[spec.name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="session")
+def prepare_dataset():
+    """examples/prepare_dataset.py as a module."""
+    return load_script("prepare_dataset.py")
+
+
 @pytest.fixture
 def run_script(monkeypatch):
     """Runs a script of examples/ in this process: `run_script("train_dreamactor.py", "--stage", 1, ...)`."""
 
     def run(name: str, *arguments) -> None:
-        spec = importlib.util.spec_from_file_location(name.removesuffix(".py"), EXAMPLES / name)
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        module = load_script(name)
         monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
         module.main()
 

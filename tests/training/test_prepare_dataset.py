@@ -1,0 +1,87 @@
+"""Raw clips to prepared ones, through `examples/prepare_dataset.py` itself."""
+
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from raw_clips import write_rendered_clip
+
+from diffusers_dreamactor.media import VideoReader, VideoWriter
+from diffusers_dreamactor.training.dataset import PreparedClipDataset, list_prepared_clips, read_prepared_clip
+
+
+def test_a_real_video_becomes_prepared_clips(run_script, model, media, capture_models, tmp_path, capsys):
+    raw, output = tmp_path / "raw", tmp_path / "prepared"
+    reader = VideoReader(media / "carphone.mp4")
+    with VideoWriter(raw / "carphone.mp4", reader.rate, audio=media / "talk.wav") as writer:
+        writer.write(list(reader.frames(0, 19)))
+    with VideoWriter(raw / "short.mp4", 25) as writer:
+        writer.write([np.zeros((64, 64, 3), dtype=np.uint8)] * 3)
+    with VideoWriter(raw / "wall.mp4", 25) as writer:
+        writer.write([np.full((64, 64, 3), 128, dtype=np.uint8)] * 9)
+    arguments = ["--clips", raw, "--output", output, "--model", model, "--num_frames", 9]
+    run_script("prepare_dataset.py", *arguments, "--capture_models", capture_models)
+    printed = capsys.readouterr().out
+    assert "short.mp4: skipped: it has 3 frames, but --num_frames is 9." in printed
+    assert "wall.mp4: skipped:" in printed
+    with pytest.raises(SystemExit) as exit_code:
+        run_script("prepare_dataset.py", "--check", output)
+    assert exit_code.value.code == 0
+    assert "2 clips (2 with sound), 0 problems." in capsys.readouterr().out
+
+    clips = list_prepared_clips(output)
+    assert [clip.name for clip in clips] == ["carphone_0000", "carphone_0001"]
+    clip = read_prepared_clip(clips[1])
+    # the picture's aspect, 176:144, at 128 * 128 pixels
+    assert clip["maps"].shape == (6, 9, 112, 144) and clip["latents"].shape == (16, 3, 14, 18)
+    assert clip["reference_maps"].shape[1] == clip["reference_latents"].shape[1] >= 2
+    assert clip["metadata"]["scale"] == "portrait" and clip["metadata"]["start"] == 8
+    # face crops show what the frames show where the head's sphere is, and not what they show in the corner
+    assert clip["face"].shape == (9, 3, 64, 64) and clip["face_weight"].min() == 1
+    frame = Image.fromarray(next(VideoReader(raw / "carphone.mp4").frames(8, 9))).resize((144, 118))
+    sphere = clip["maps"][3:].amax(dim=0) > 0
+    rows, columns = torch.nonzero(sphere[0]).T
+    side = int(rows.max() - rows.min())
+
+    def likeness(left: int, top: int) -> float:
+        patch = np.asarray(frame.crop((left, top, left + side, top + side)).resize((64, 64)))
+        return np.corrcoef(patch.ravel(), clip["face"][0].permute(1, 2, 0).numpy().ravel())[0, 1]
+
+    assert likeness(int(columns.min()), int(rows.min()) + 3) > 0.2 > likeness(0, 0)
+    # the sphere is the head among the regions
+    assert 0.05 < sphere.float().mean() < 0.6
+    assert (clip["regions"][1].float() / 255).mean() == pytest.approx(sphere.float().mean().item(), abs=0.03)
+    assert PreparedClipDataset(output, (3,), face="audio")[0, 0]["audio_features"].shape[1] == 40
+
+    # a second run leaves what is there alone
+    before = (clips[0] / "latents.safetensors").stat().st_mtime_ns
+    run_script("prepare_dataset.py", *arguments, "--capture_models", capture_models)
+    assert (clips[0] / "latents.safetensors").stat().st_mtime_ns == before
+
+
+def test_a_rendered_clip_becomes_a_prepared_one(run_script, model, tmp_path, capsys):
+    write_rendered_clip(tmp_path / "raw" / "7_0", 9, brightness=80, zoom=0.8)
+    arguments = ["--clips", tmp_path / "raw", "--output", tmp_path / "prepared", "--model", model]
+    run_script("prepare_dataset.py", *arguments)
+    with pytest.raises(SystemExit) as exit_code:
+        run_script("prepare_dataset.py", "--check", tmp_path / "prepared")
+    assert exit_code.value.code == 0 and "1 clips (0 with sound), 0 problems." in capsys.readouterr().out
+    sample = PreparedClipDataset(tmp_path / "prepared", (3,))[0, 0]
+    assert sample["maps"].shape == (6, 9, 64, 64) and sample["reference_latents"].shape[1] == 3
+    assert sample["regions"].sum(dim=0).max() <= 1 and (sample["regions"].mean(dim=(1, 2, 3)) > 0).all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--clips", "a", "--output", "b"], "give --model, or --motion_processor"),
+        (["--clips", "a", "--output", "b", "--model", "m", "--num_frames", 12], "12, but has to be 4 n \\+ 1"),
+        ([], "give --clips and --output, or --check"),
+    ],
+)
+def test_wrong_arguments_are_named(run_script, capsys, arguments, message):
+    with pytest.raises(SystemExit):
+        run_script("prepare_dataset.py", *arguments)
+    assert re.search(message, capsys.readouterr().err)
