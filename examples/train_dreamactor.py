@@ -133,7 +133,7 @@ def main() -> None:
     )
     sharded = accelerator.distributed_type == DistributedType.FSDP
     if sharded:
-        check_sharding(accelerator, arguments.optimizer)
+        check_sharding(accelerator.state.fsdp_plugin, arguments.optimizer)
     torch.manual_seed(arguments.seed)
 
     # 1. Models

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 import torch.distributed.checkpoint as distributed_checkpoint
 from accelerate import Accelerator
+from accelerate.utils import FullyShardedDataParallelPlugin
 from diffusers.training_utils import EMAModel
 from torch import nn
 from torch.distributed.fsdp import FSDPModule
@@ -15,9 +16,9 @@ from ..pipelines.pipeline_dreamactor import DreamActorPipeline
 from .objective import DreamActorObjective
 
 
-def check_sharding(accelerator: Accelerator, optimizer: str) -> None:
+def check_sharding(plugin: FullyShardedDataParallelPlugin, optimizer: str) -> None:
     """
-    Looks at how `accelerate` was configured, before anything is prepared, and has weights gathered in float32.
+    Checks what `accelerate` was configured for, before anything is prepared, and has weights gathered in float32.
 
     `accelerate` would compute in the low precision of the gathered weights and round rotary tables and latents to it;
     with weights in float32 and autocast around the forward pass a sharded run computes what a DDP run computes.
@@ -26,7 +27,6 @@ def check_sharding(accelerator: Accelerator, optimizer: str) -> None:
         ValueError: FSDP of version 1, or an optimizer that is not sharded.
         ImportError: PyTorch is too old.
     """
-    plugin = accelerator.state.fsdp_plugin
     if plugin.fsdp_version != 2:
         raise ValueError(f"`fsdp_version` is {plugin.fsdp_version}, but has to be 2.")
     if optimizer != "adamw":
