@@ -42,7 +42,8 @@ def finish_sharding(accelerator: Accelerator, objective: FSDPModule, ema: EMAMod
     Completes a prepared objective for training: processes may leave out different conditions, and averaged weights,
     sharded like the weights, are part of checkpoints (`accelerate` would keep the main process's share alone).
     """
-    # a process that draws no face has no gradients there, but takes part in the sum all the same
+    # A process that draws no face has no gradients there, but takes part in the sum all the same. Where none draws one,
+    # the sum is zero, and AdamW goes on by its momentum, while DDP leaves the weights alone.
     objective.set_reduce_scatter_unused_params(True)
 
     def state() -> dict:
