@@ -203,6 +203,8 @@ def test_sharded_processes_train_as_replicated_ones_and_resume_exactly(replicate
     difference = sum((found[name] - expected[name]).abs().sum() for name in before)
     change = sum((expected[name] - before[name]).abs().sum() for name in before)
     assert change > 0 and difference < 1e-3 * change
+    loaded = DreamActorPipeline.from_pretrained(tmp_path / "straight" / "model").transformer.state_dict()
+    assert all(torch.equal(value, found[f"transformer.{name}"]) for name, value in loaded.items())
 
     # every process has its share of the averaged weights back
     shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
