@@ -21,7 +21,21 @@ speech. A repository gets what reads speech by (here Wav2Vec2, 768 features)
 and its clips are videos with sound, prepared with `prepare_dataset.py --model with_audio`.
 
 Stopped runs go on with `--resume latest` (the default): every number is then bit by bit what it would have been. Several
-processes (DDP or FSDP2) are `accelerate`'s business: `accelerate config`.
+processes (DDP or FSDP2) are `accelerate`'s business: `accelerate config`, or, for weights sharded over eight GPUs,
+`accelerate launch --config_file fsdp2.yaml` with
+
+    distributed_type: FSDP
+    num_machines: 1
+    num_processes: 8
+    fsdp_config:
+      fsdp_version: 2
+      fsdp_auto_wrap_policy: TRANSFORMER_BASED_WRAP
+      # these alone: every process runs every block in every step, which is not so of the encoders' layers
+      fsdp_transformer_layer_cls_to_wrap: DreamActorTransformerBlock
+      fsdp_reshard_after_forward: true
+      fsdp_state_dict_type: SHARDED_STATE_DICT
+
+FSDP2 takes AdamW and computes what DDP computes, up to rounding.
 """
 
 from __future__ import annotations
@@ -34,7 +48,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import DistributedDataParallelKwargs, ProjectConfiguration
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType, ProjectConfiguration
 from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
@@ -44,6 +58,7 @@ from diffusers_dreamactor.training.checkpointing import TrainingProgress, load_c
 from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_clips
 from diffusers_dreamactor.training.objective import DreamActorObjective, ObjectiveConfig
 from diffusers_dreamactor.training.optimizers import make_optimizers
+from diffusers_dreamactor.training.sharding import check_sharding, finish_sharding, gather_pipeline
 from diffusers_dreamactor.training.stages import STAGES, set_trainable
 from diffusers_dreamactor.training.validation import render_validation
 
@@ -125,6 +140,9 @@ def main() -> None:
         # what a batch is not given (face, references) leaves weights without gradients
         kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
     )
+    sharded = accelerator.distributed_type == DistributedType.FSDP
+    if sharded:
+        check_sharding(accelerator.state.fsdp_plugin, arguments.optimizer)
     torch.manual_seed(arguments.seed)
 
     # 1. Models
@@ -156,7 +174,11 @@ def main() -> None:
     parameters = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     ema = EMAModel(parameters, decay=arguments.ema_decay, use_ema_warmup=True, power=3 / 4)
     progress = TrainingProgress()
-    accelerator.register_for_checkpointing(ema, progress)
+    if sharded:
+        finish_sharding(accelerator, objective, ema)
+        accelerator.register_for_checkpointing(progress)
+    else:
+        accelerator.register_for_checkpointing(ema, progress)
     if arguments.resume != "no":
         load_checkpoint(accelerator, output, arguments.resume)
     ema.to(accelerator.device)
@@ -206,7 +228,9 @@ def main() -> None:
             index = progress.step * accumulation + micro_step
             generator = seed_step(arguments.seed, index, accelerator.process_index)
             with accelerator.accumulate(objective):
-                result = objective(batch, generator)
+                # prepared objectives compute in mixed precision on their own, but not sharded ones
+                with accelerator.autocast():
+                    result = objective(batch, generator)
                 accelerator.backward(result["loss"])
                 if accelerator.sync_gradients:
                     accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
@@ -238,25 +262,28 @@ def main() -> None:
     accelerator.wait_for_everyone()
     ema.store(parameters)
     ema.copy_to(parameters)
+    averaged = gather_pipeline(accelerator, objective, pipe, arguments.model)
     if accelerator.is_main_process:
-        pipe.save_pretrained(output / "model")
+        averaged.save_pretrained(output / "model")
     ema.restore(parameters)
     accelerator.end_training()
 
 
 def validate(accelerator, pipe, objective, parameters, ema, output: Path, step: int, arguments) -> None:
     """Animate the validation clips with the averaged weights; writes MP4s (truth beside result) and logs the PSNR."""
+    ema.store(parameters)
+    ema.copy_to(parameters)
+    averaged = gather_pipeline(accelerator, objective, pipe, arguments.model)
     if accelerator.is_main_process:
-        ema.store(parameters)
-        ema.copy_to(parameters)
         objective.eval()
         folder = output / "validation" / f"step-{step:06d}"
-        errors = render_validation(pipe, arguments.validation_clips, folder, arguments.validation_count)
+        averaged.to(accelerator.device)
+        errors = render_validation(averaged, arguments.validation_clips, folder, arguments.validation_count)
         psnr = -10 * math.log10(sum(errors) / len(errors))
         accelerator.log({"validation_psnr": psnr}, step=step)
         print(f"step {step} validation psnr {psnr:.2f} dB, videos in {folder}", flush=True)
         objective.train()
-        ema.restore(parameters)
+    ema.restore(parameters)
     accelerator.wait_for_everyone()
 
 

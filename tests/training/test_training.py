@@ -1,16 +1,19 @@
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.utils import FullyShardedDataParallelPlugin
 from safetensors.torch import load_file
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.training.checkpointing import list_checkpoints, seed_step
 from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_clips
 from diffusers_dreamactor.training.objective import DreamActorObjective, ObjectiveConfig
+from diffusers_dreamactor.training.sharding import check_sharding
 from diffusers_dreamactor.training.stages import set_trainable
 
 
@@ -130,15 +133,30 @@ def test_a_part_of_the_transformer_can_rest(model):
     }
 
 
-def test_two_processes_train_together(model, clips, tmp_path):
-    script = Path(__file__).parents[2] / "examples" / "train_dreamactor.py"
-    arguments = ["--model", model, "--data", clips, "--output", tmp_path, "--max_train_steps", 2, *COMMON]
-    arguments += ["--warmup_steps", 0]
+TOGETHER = [*COMMON, "--warmup_steps", 0, "--max_train_steps", 4, "--checkpointing_steps", 2, "--drop_face", 0.29]
+# as `accelerate launch` sets them for the configuration in the script's docstring; the last two choose CPUs
+FSDP2 = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_TRANSFORMER_CLS_TO_WRAP": "DreamActorTransformerBlock",
+    "FSDP_RESHARD_AFTER_FORWARD": "true",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "ACCELERATE_USE_PARALLELISM_CONFIG": "true",
+    "PARALLELISM_CONFIG_DP_SHARD_SIZE": "2",
+}
+
+
+def train_together(*arguments, sharded: bool = False) -> list[str]:
+    """Trains in two processes; returns what each wrote."""
+    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / "train_dreamactor.py")]
+    if sharded:
+        command.insert(1, str(Path(__file__).parent / "launch_fsdp2_on_cpu.py"))
     environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-    environment |= {"MASTER_PORT": str(29600 + os.getpid() % 300), "OMP_NUM_THREADS": "1"}
+    environment |= {"MASTER_PORT": str(29600 + os.getpid() % 300), "OMP_NUM_THREADS": "1"} | (FSDP2 if sharded else {})
     processes = [
         subprocess.Popen(
-            [sys.executable, str(script), *map(str, arguments)],
+            [*command, *map(str, arguments)],
             env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -148,10 +166,68 @@ def test_two_processes_train_together(model, clips, tmp_path):
     ]
     outputs = [process.communicate(timeout=240)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], outputs
+    return outputs
+
+
+@pytest.fixture(scope="module")
+def replicated(model, clips, tmp_path_factory) -> tuple[Path, list[str]]:
+    """A run of two processes under DDP, and what they wrote."""
+    folder = tmp_path_factory.mktemp("replicated")
+    return folder, train_together("--model", model, "--data", clips, "--output", folder, *TOGETHER)
+
+
+def test_two_processes_train_together(replicated, model):
+    folder, outputs = replicated
     # only the first process reports
-    assert len(losses(outputs[0])) == 2 and not losses(outputs[1])
-    before, after = weights(model), weights(tmp_path / "model")
+    assert len(losses(outputs[0])) == 4 and not losses(outputs[1])
+    before, after = weights(model), weights(folder / "model")
     assert any(not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_sharded_processes_train_as_replicated_ones_and_resume_exactly(replicated, model, clips, tmp_path):
+    # in some steps one process is given a face and the other is not, in none are both without: there AdamW would see
+    # gradients of zero instead of none
+    chances = [[torch.rand(4, generator=seed_step(0, step, rank)) for rank in (0, 1)] for step in range(4)]
+    drops = [[bool(chance[0] < 0.05 or chance[1] < 0.29) for chance in step] for step in chances]
+    assert any(first != second for first, second in drops) and not any(first and second for first, second in drops)
+    arguments = ["--model", model, "--data", clips, *TOGETHER]
+    outputs = train_together(*arguments, "--output", tmp_path / "straight", sharded=True)
+    straight = losses(outputs[0])
+    assert len(straight) == 4 and not losses(outputs[1])
+    torch.testing.assert_close(
+        torch.tensor([float(loss) for loss in straight]),
+        torch.tensor([float(loss) for loss in losses(replicated[1][0])]),
+        rtol=1e-3,
+        atol=0,
+    )
+
+    # the result is whole, and what DDP gives; in the mean, as Adam makes a full step of rounding in a gradient of zero
+    before, found, expected = (
+        weights(model),
+        weights(tmp_path / "straight" / "model"),
+        weights(replicated[0] / "model"),
+    )
+    assert {name: value.shape for name, value in found.items()} == {
+        name: value.shape for name, value in before.items()
+    }
+    difference = sum((found[name] - expected[name]).abs().sum() for name in before)
+    change = sum((expected[name] - before[name]).abs().sum() for name in before)
+    assert change > 0 and difference < 1e-3 * change
+    loaded = DreamActorPipeline.from_pretrained(tmp_path / "straight" / "model").transformer.state_dict()
+    assert all(torch.equal(value, found[f"transformer.{name}"]) for name, value in loaded.items())
+
+    # every process has its share of the averaged weights back
+    shutil.copytree(tmp_path / "straight" / "checkpoint-2", tmp_path / "resumed" / "checkpoint-2")
+    resumed = train_together(*arguments, "--output", tmp_path / "resumed", sharded=True)[0]
+    assert losses(resumed) == straight[2:]
+    again = weights(tmp_path / "resumed" / "model")
+    assert all(torch.equal(found[name], again[name]) for name in found)
+
+
+@pytest.mark.parametrize("version, optimizer, message", [(1, "adamw", "`fsdp_version` is 1"), (2, "muon", "'muon'")])
+def test_what_cannot_be_sharded_is_an_error(version, optimizer, message):
+    with pytest.raises(ValueError, match=message):
+        check_sharding(FullyShardedDataParallelPlugin(fsdp_version=version), optimizer)
 
 
 def test_a_lora_is_read_by_the_pipeline(run_script, model, clips, tmp_path):
