@@ -29,10 +29,10 @@ def main() -> None:
     parser.add_argument("--vae", required=True)
     parser.add_argument("--face_motion_encoder", required=True)
     parser.add_argument("--output", required=True)
-    parser.add_argument("--num_attention_heads", type=int, default=5)
+    parser.add_argument("--num_attention_heads", type=int, default=4)
     parser.add_argument("--attention_head_dim", type=int, default=64)
-    parser.add_argument("--num_layers", type=int, default=7)
-    parser.add_argument("--ffn_dim", type=int, default=1280)
+    parser.add_argument("--num_layers", type=int, default=6)
+    parser.add_argument("--ffn_dim", type=int, default=1024)
     parser.add_argument(
         "--face_attention_interval", type=int, default=1, help="every so many blocks have a face attention"
     )
