@@ -180,7 +180,7 @@ def measure_expressions(pipe, folder: Path, settings: dict, seed: int) -> str:
             others = [error(frames, clip.video) for number, frames in enumerate(made) if number != index]
             wrong.append(np.mean(-10 * np.log10(others)))
     return (
-        f"### Expressions ({len(groups)} groups)\n\n"
+        f"### Expressions: {folder.name} ({len(groups)} groups)\n\n"
         f"The own expression is the nearest for {sum(hits)} of {len(hits)} clips (by chance {sum(chance):.0f}). PSNR of "
         f"eyes and mouth: {np.mean(right):.2f} dB with the right face crops, {np.mean(wrong):.2f} dB with those of "
         f"another expression.\n"
@@ -219,7 +219,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", default=bundled_model(), help="a DreamActor repository; DreamActor-Tiny by default")
     parser.add_argument("--clips", required=True, help="folder of rendered clips that were not trained on")
-    parser.add_argument("--expression_clips", help="clips that differ in nothing but the expression")
+    parser.add_argument(
+        "--expression_clips", nargs="+", default=[], help="folders of clips that differ in nothing but the expression"
+    )
     parser.add_argument("--long_clips", help="clips as long as five segments")
     parser.add_argument("--output", required=True, help="folder for the table, numbers and contact sheets")
     parser.add_argument("--count", type=int, default=24, help="clips, spread over the folder")
@@ -291,8 +293,8 @@ def main() -> None:
 
     (output / "records.json").write_text(json.dumps(records, indent=1))
     text = make_table(records)
-    if arguments.expression_clips:
-        text += "\n" + measure_expressions(pipe, Path(arguments.expression_clips), settings, arguments.seed)
+    for folder in arguments.expression_clips:
+        text += "\n" + measure_expressions(pipe, Path(folder), settings, arguments.seed)
     if arguments.long_clips:
         text += "\n" + measure_long_videos(pipe, Path(arguments.long_clips), settings, arguments.seed)
     (output / "table.md").write_text(text)
