@@ -76,9 +76,9 @@ def test_only_the_expression_differs(body):
     np.testing.assert_array_equal(first.motion.head.rotation, second.motion.head.rotation)
     np.testing.assert_array_equal(first.references, second.references)
     difference = np.abs(first.video.astype(int) - second.video).max(axis=-1)
-    # faces move more than the ring around eyes and mouth, but nothing below the head or beside it does
+    # a jaw moves the neck's skin by a shade; nothing else below the head or beside it changes
     head = np.maximum(first.regions, second.regions) >= 2
-    assert difference[head].mean() > 4 and difference[~head].max() == 0
+    assert difference[head].mean() > 4 and difference[~head].max() < 8
 
 
 def test_talking_heads_hardly_move(body):
