@@ -13,8 +13,8 @@ face crops of somebody else. The table has the shape of DreamActor-M1's: the ful
 time. PSNR (dB) is the mean over clips, of all pixels, the person, the head, eyes and mouth; `SSIM` as in Wang et al.
 2004; `colors` is half the L1 distance of colour histograms of the person, 0 for the same clothes and skin.
 `driven by another person` is cross-identity: the motion, as it was captured from another person who performs it, is
-retargeted to the reference. LPIPS needs
-the package `lpips` (and its weights); FVD needs an I3D network, which no public package ships, and is left out.
+retargeted to the reference. LPIPS and FVD are left out: both need networks (AlexNet or VGG, I3D) whose weights no package
+brings.
 
 Numbers that the paper reports, on other data: body PSNR 23.93, SSIM 0.821, LPIPS 0.206, FID 27.27, FVD 122.0; portraits
 PSNR 28.44, SSIM 0.823, LPIPS 0.238, FID 25.70, FVD 110.3.
