@@ -108,7 +108,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--mixed_precision", default="bf16", choices=("no", "bf16"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cpu", action="store_true")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.vae_code and not (arguments.vae and arguments.teacher):
+        parser.error("--vae_code needs --vae, which it describes, and --teacher, whose code is learned instead")
+    return arguments
 
 
 def new_vae(arguments: argparse.Namespace) -> DreamActorVAE:

@@ -1,9 +1,11 @@
 import av
 import pytest
+from PIL import Image
 
 from diffusers_dreamactor import MotionSequence
-from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
+from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions
 from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
+from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
 QUICK = ["--size", "64x64", "--frames", "5", "--steps", "1", "--guidance-scale", "1", "--device", "cpu"]
@@ -29,6 +31,13 @@ def test_demo_writes_a_video_and_its_preview(tmp_path, capsys):
     assert probe(tmp_path / "demo.preview.mp4")[0] == 5
     assert "5 frames" in capsys.readouterr().out
     assert sorted(path.name for path in tmp_path.iterdir()) == ["demo.mp4", "demo.preview.mp4"]
+
+
+@pytest.mark.parametrize("picture", bundled_avatars().values(), ids=lambda path: path.stem)
+def test_avatars_are_animated_at_the_size_that_was_trained(picture):
+    processor = MotionGuidanceProcessor.from_pretrained(bundled_model(), subfolder="motion_processor")
+    width, height = Image.open(picture).size
+    assert processor.reference.generation_size(height, width) == (height, width)
 
 
 def test_demo_lists_what_is_bundled(capsys):

@@ -65,15 +65,20 @@ def set_trainable(
         the parameters that are trained.
 
     Raises:
-        ValueError: the stage is unknown, or nothing is left to train.
+        ValueError: the stage is unknown, `frozen` names a part of the transformer that it does not have, or nothing is
+            left to train.
     """
     if isinstance(stage, str):
         if stage not in STAGES:
             raise ValueError(f"`stage` is {stage!r}, but has to be one of {', '.join(STAGES)}.")
         stage = STAGES[stage]
+    parts = tuple(part.removeprefix("transformer.") for part in frozen if part.startswith("transformer."))
+    for part in parts:
+        if not any(name.startswith(part) for name, _ in transformer.named_parameters()):
+            raise ValueError(f"`frozen` names transformer.{part}, but the transformer has no parameters of that name.")
     trained = []
     for name, parameter in transformer.named_parameters():
-        rests = any(f"transformer.{name}".startswith(part) for part in frozen if part.startswith("transformer."))
+        rests = name.startswith(parts)
         parameter.requires_grad_(stage.trains(name) and not rests)
         trained += [parameter] if parameter.requires_grad else []
     for name, component in components.items():

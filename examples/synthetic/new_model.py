@@ -43,7 +43,12 @@ def main() -> None:
     parser.add_argument("--guidance_scale", type=float, default=1.0)
     parser.add_argument("--segment_frames", type=int, default=17)
     parser.add_argument("--fps", type=float, default=12.0)
-    parser.add_argument("--size", type=int, default=64, help="the generation's area is its square")
+    parser.add_argument(
+        "--area",
+        type=int,
+        default=96 * 64,
+        help="pixels of the largest size trained: smaller ones follow from the aspect",
+    )
     parser.add_argument("--seed", type=int, default=0)
     arguments = parser.parse_args()
 
@@ -82,7 +87,7 @@ def main() -> None:
         face_motion_encoder=face_motion_encoder,
         pose_encoder=pose_encoder,
         motion_processor=MotionGuidanceProcessor(
-            face_size=face_motion_encoder.config.size, area=arguments.size**2, size_multiple=size_multiple
+            face_size=face_motion_encoder.config.size, area=arguments.area, size_multiple=size_multiple
         ),
         num_inference_steps=arguments.num_inference_steps,
         guidance_scale=arguments.guidance_scale,

@@ -78,7 +78,8 @@ def test_only_the_expression_differs(body):
     difference = np.abs(first.video.astype(int) - second.video).max(axis=-1)
     # a jaw moves the neck's skin by a shade; nothing else below the head or beside it changes
     head = np.maximum(first.regions, second.regions) >= 2
-    assert difference[head].mean() > 4 and difference[~head].max() < 8
+    background = np.maximum(first.regions, second.regions) == 0
+    assert difference[head].mean() > 4 and difference[background].max() == 0 and difference[~head].max() <= 3
 
 
 def test_talking_heads_hardly_move(body):

@@ -122,6 +122,8 @@ def test_an_unknown_stage_and_nothing_to_train_are_errors(model):
         set_trainable("4", transformer, {})
     with pytest.raises(ValueError, match="nothing to train"):
         set_trainable("audio", transformer, {})
+    with pytest.raises(ValueError, match="transformer.face_encodr"):
+        set_trainable("3", transformer, {}, ("transformer.face_encodr",))
 
 
 def test_a_part_of_the_transformer_can_rest(model):
