@@ -6,7 +6,10 @@ Measure a model on held-out rendered clips, and what each of its conditions is w
         --expressions 4 --num_frames 17 --seed 1100000
     python synthetic/make_dataset.py --body body.npz --output data/long --num_motions 10 --people 1 --num_frames 81 \\
         --seed 1200000
-    python evaluate.py --clips data/test --expression_clips data/expressions --long_clips data/long --output results
+    python synthetic/make_dataset.py --body body.npz --output data/turning --num_motions 12 --people 1 --portraits 0 \\
+        --half_bodies 0.5 --turning 1 --num_frames 17 --seed 1500000
+    python evaluate.py --clips data/test --expression_clips data/expressions --turning_clips data/turning \\
+        --long_clips data/long --output results
 
 Every clip is animated from a reference picture of the person (another pose, another expression) by the true motion, with
 face crops of somebody else. The table has the shape of DreamActor-M1's: the full model, then one condition changed at a
@@ -207,7 +210,34 @@ def measure_long_videos(pipe, folder: Path, settings: dict, seed: int) -> str:
     number = len(rows["fifth of five segments"])
     if not number:
         return f"### One segment against five\n\nNo clip of {folder} has {start + length} frames.\n"
-    lines = [f"### One segment against five ({number})", "", "| | " + " | ".join([*REGION_MASKS, "colors"]) + " |"]
+    return region_table(f"One segment against five ({number})", rows)
+
+
+def measure_references(pipe, folder: Path, settings: dict, seed: int, least_yaw: float = 100) -> str:
+    """What pictures from behind are worth: frames that show the back, with one reference and with all of them."""
+    rows, number = {}, 0
+    for path in find_validation_clips(folder):
+        clip = load_validation_clip(path, pipe.motion_processor)
+        back = np.abs(clip.motion.yaw()) > least_yaw
+        if not back.any():
+            continue
+        number += 1
+        still = np.asarray(clip.references[0].image)[None].repeat(len(back), axis=0)[back]
+        made = {"reference, frozen": still}
+        for count in range(1, len(clip.references) + 1):
+            frames = animate(pipe, clip.references[:count], clip.guidance, seed, **settings)
+            made[f"references: {count}"] = frames[back]
+        clip.video, clip.regions = clip.video[back], clip.regions[back]
+        for row, frames in made.items():
+            rows.setdefault(row, []).append((*region_psnr(frames, clip).values(), color_distance(frames, clip)))
+    if not number:
+        return f"### Frames that show the back\n\nNo clip of {folder} shows a back.\n"
+    return region_table(f"Frames that show the back ({number} clips)", rows)
+
+
+def region_table(title: str, rows: dict[str, list[tuple[float, ...]]]) -> str:
+    """A Markdown table of means over clips: PSNR in each region, and the distance of colours."""
+    lines = [f"### {title}", "", "| | " + " | ".join([*REGION_MASKS, "colors"]) + " |"]
     lines.append("|---" * (len(REGION_MASKS) + 2) + "|")
     for row, values in rows.items():
         means = np.nanmean(values, axis=0)
@@ -223,6 +253,7 @@ def parse_arguments() -> argparse.Namespace:
         "--expression_clips", nargs="+", default=[], help="folders of clips that differ in nothing but the expression"
     )
     parser.add_argument("--long_clips", help="clips as long as five segments")
+    parser.add_argument("--turning_clips", help="clips of people who turn round, with references from behind")
     parser.add_argument("--output", required=True, help="folder for the table, numbers and contact sheets")
     parser.add_argument("--count", type=int, default=24, help="clips, spread over the folder")
     parser.add_argument("--num_frames", type=int, default=33)
@@ -295,6 +326,8 @@ def main() -> None:
     text = make_table(records)
     for folder in arguments.expression_clips:
         text += "\n" + measure_expressions(pipe, Path(folder), settings, arguments.seed)
+    if arguments.turning_clips:
+        text += "\n" + measure_references(pipe, Path(arguments.turning_clips), settings, arguments.seed)
     if arguments.long_clips:
         text += "\n" + measure_long_videos(pipe, Path(arguments.long_clips), settings, arguments.seed)
     (output / "table.md").write_text(text)

@@ -270,6 +270,7 @@ def render_motion(
     identity: int | None = None,
     expression: int = 0,
     liveliness: float = 1.0,
+    turning: float = 0.2,
 ) -> list[SyntheticClip]:
     """
     One random motion on `people` random people.
@@ -283,13 +284,13 @@ def render_motion(
         identity: the number of the first person; by default each motion has people of its own. Give it to see the
             same person in many motions.
         expression: 0 is the motion's own; other numbers give clips that differ in nothing but the expression.
-        liveliness: of the motion, see `random_motion`.
+        liveliness, turning: of the motion, see `random_motion`.
 
     Returns:
         `list[SyntheticClip]`
     """
     random = np.random.default_rng(seed)
-    motion = random_motion(random, body, num_frames, scale, liveliness)
+    motion = random_motion(random, body, num_frames, scale, liveliness, turning)
     if expression:
         actions = random_expression(np.random.default_rng([seed, expression]), body, num_frames)
         motion = with_expression(motion, actions, body)
@@ -301,8 +302,9 @@ def render_motion(
     face = actor.motion(view).face
     crops = actor.render(view, jitter_boxes(random, face.boxes), (FACE_SIZE, FACE_SIZE))[0]
 
-    # a long other motion of the same kind, to take references from
-    other = random_motion(random, body, 40, scale, liveliness)
+    # a long other motion of the same kind, to take references from; who is seen from behind is so in references, too
+    from_behind = np.abs(_facing(motion, body, camera)).max() > np.deg2rad(100)
+    other = random_motion(random, body, 40, scale, liveliness, turning=1.0 if from_behind else turning)
     clips = []
     for person in range(people):
         number = (seed * people if identity is None else identity) + person

@@ -143,7 +143,12 @@ def random_expression(random: np.random.Generator, body: AvatarBody, num_frames:
 
 
 def random_motion(
-    random: np.random.Generator, body: AvatarBody, num_frames: int, scale: str, liveliness: float = 1.0
+    random: np.random.Generator,
+    body: AvatarBody,
+    num_frames: int,
+    scale: str,
+    liveliness: float = 1.0,
+    turning: float = 0.2,
 ) -> AvatarMotion:
     """
     A random motion: leaning, turning, looking about, waving, gesturing, walking on the spot, turning right round.
@@ -153,13 +158,14 @@ def random_motion(
         num_frames: length, at 12 frames a second.
         scale: one of `SCALES`; portraits move the head and face most.
         liveliness: factor of the ranges of trunk and head; with 0.2 a talking head, whose face does nearly all.
+        turning: how often a body (portraits never) turns right round.
     """
     every = random.uniform(5, 10)
     curves = {
         name: liveliness * smooth_keys(random, num_frames, low, high, every)
         for name, (low, high) in _RANGES[scale].items()
     }
-    if scale != "portrait" and random.random() < 0.2:
+    if scale != "portrait" and random.random() < turning:
         # turn right round: the back comes into view
         start = random.uniform(0, 360)
         curves["root_yaw"] = start + random.choice([-1, 1]) * np.linspace(0, random.uniform(180, 420), num_frames)

@@ -78,6 +78,7 @@ def main() -> None:
     parser.add_argument("--portraits", type=float, default=0.55, help="share of portraits")
     parser.add_argument("--half_bodies", type=float, default=0.25, help="share of half bodies; the rest is full")
     parser.add_argument("--liveliness", type=float, default=1.0, help="0.2: talking heads that hardly move otherwise")
+    parser.add_argument("--turning", type=float, default=0.2, help="share of the bodies that turn right round")
     parser.add_argument("--seed", type=int, default=0, help="of the first motion; the next have the following seeds")
     parser.add_argument("--shard", type=int, default=0)
     parser.add_argument("--num_shards", type=int, default=1)
@@ -97,7 +98,15 @@ def main() -> None:
             clip
             for expression in range(arguments.expressions)
             for clip in render_motion(
-                body, seed, scale, arguments.num_frames, people, arguments.identity, expression, arguments.liveliness
+                body,
+                seed,
+                scale,
+                arguments.num_frames,
+                people,
+                arguments.identity,
+                expression,
+                arguments.liveliness,
+                arguments.turning,
             )
         ]
         for clip, folder in zip(clips, folders):

@@ -88,6 +88,16 @@ def test_talking_heads_hardly_move(body):
     np.testing.assert_array_equal(calm.motion.face.blendshapes.std(axis=0) > 0, lively.motion.face.blendshapes.std(axis=0) > 0)  # fmt: skip
 
 
+def test_who_turns_round_is_seen_from_behind_in_references(body):
+    for seed in (1, 2):
+        (clip,) = avatar_clip.render_motion(body, seed, "half_body", 17, people=1, turning=1.0)
+        assert np.abs(clip.motion.yaw()).max() > 100
+        yaw = np.abs(clip.reference_motion.yaw())
+        assert yaw[0] < 60 and yaw[1:].max() > 100
+        (clip,) = avatar_clip.render_motion(body, seed, "half_body", 17, people=1, turning=0.0)
+        assert np.abs(clip.motion.yaw()).max() < 100 and np.abs(clip.reference_motion.yaw()).max() < 100
+
+
 def test_keypoints_lie_on_the_person(body, avatar, camera):
     posed = avatar.pose(still(body))
     motion = posed.motion(camera)

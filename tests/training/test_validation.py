@@ -10,6 +10,7 @@ from safetensors.numpy import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.motion.sequence import MotionSequence
 
 
 @pytest.fixture(scope="module")
@@ -69,3 +70,26 @@ def test_evaluation_measures_every_condition(run_script, model, rendered_clips, 
     table = (tmp_path / "table.md").read_text()
     assert "### All clips (3)" in table and all(f"| {row} |" in table for row in expected)
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["0_0.png", "1_0.png", "2_0.png"]
+
+
+def test_evaluation_measures_references_where_the_back_is_seen(run_script, model, rendered_clips, tmp_path):
+    folder = tmp_path / "turning"
+    for index in range(2):
+        write_rendered_clip(folder / f"{index}_0", 9, brightness=90, zoom=0.8)
+    # the head of the second turns to the back after four frames
+    motion = MotionSequence.load(folder / "1_0" / "motion.safetensors")
+    motion.head.rotation[4:] = motion.head.rotation[4:] @ np.diag([-1.0, 1.0, -1.0]).astype(np.float32)
+    motion.save(folder / "1_0" / "motion.safetensors")
+    arguments = ["--model", model, "--clips", rendered_clips, "--turning_clips", folder, "--output", tmp_path]
+    arguments += ["--num_frames", 5, "--num_inference_steps", 1, "--pseudo_references", 0, "--rows", "none"]
+    run_script("evaluate.py", *arguments)
+
+    table = (tmp_path / "table.md").read_text().split("### Frames that show the back ")[1].splitlines()
+    assert table[0] == "(1 clips)"
+    rows = {line.split("|")[1].strip(): line.split("|")[2:-1] for line in table[4:]}
+    assert list(rows) == ["reference, frozen", "references: 1", "references: 2", "references: 3"]
+    clip = load_file(folder / "1_0" / "clip.safetensors")
+    squared = np.square((clip["references"][:1].astype(np.float64) - clip["video"][4:]) / 255)
+    assert float(rows["reference, frozen"][0]) == pytest.approx(-10 * np.log10(squared.mean()), abs=0.006)
+    # random weights, too, make another video of other references
+    assert rows["references: 1"] != rows["references: 3"]
