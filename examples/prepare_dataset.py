@@ -6,7 +6,8 @@ Turn raw clips into what training reads: cached latents, drawn guidance, face cr
 
 Raw clips are videos (captured with MediaPipe, extra `capture`), or folders with `clip.safetensors` and known motion, as
 `examples/synthetic/make_dataset.py` writes them. Where a video has sound and the repository an `audio_feature_extractor`
-(and, if it needs one, an `audio_encoder`), each clip keeps its speech features, which the audio stage of training reads.
+(and, if it needs one, an `audio_encoder`), each clip keeps its speech features, which the audio stage of training reads;
+with an `image_encoder`, the states of its first reference.
 
 Every prepared clip is a folder (see `PreparedClipDataset`); those that
 exist are left alone, so that a stopped run goes on, and `--shard i --num_shards n` splits the work. A clip that cannot
@@ -30,12 +31,13 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from diffusers_dreamactor import DreamActorPipeline
+from diffusers_dreamactor.checkpoints import bundled_model
 from diffusers_dreamactor.media import VideoReader, load_audio
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.motion.tensor_file import write_arrays
-from diffusers_dreamactor.pipelines.conditioning import speech_features
+from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens
 from diffusers_dreamactor.training.dataset import AUDIO_FILE, check_prepared_clip, list_prepared_clips
@@ -178,6 +180,7 @@ def prepare_clip(
     output: Path,
     action_tokens: ActionTokens | None = None,
     encode_speech: Callable[[np.ndarray, int, float], tuple[torch.Tensor, float]] | None = None,
+    encode_identity: Callable[[Image.Image], torch.Tensor] | None = None,
 ) -> None:
     """
     Encode and draw one clip and write its folder; `latents.safetensors` comes last and marks it as complete.
@@ -190,11 +193,17 @@ def prepare_clip(
         action_tokens (*optional*): makes motion tokens of the known facial actions, for `--face motion_tokens`.
         encode_speech (*optional*): speech, number of frames and frames per second -> features `(1, L, D)` and how many of
             them go with a frame, as `speech_features` makes them.
+        encode_identity (*optional*): a picture -> states `(1, L, image_dim)`, as `image_states` makes them.
     """
     height, width = clip.video.shape[1:3]
     folder = output / clip.name
     folder.mkdir(parents=True, exist_ok=True)
     guidance = processor(clip.motion, height, width, frames=clip.face_frames)
+    if guidance.face is None:
+        # nobody is seen from the front: a face of no weight, as one that was lost for long
+        size = processor.config.face_size
+        guidance.face = np.zeros((len(clip.video), 3, size, size), dtype=np.uint8)
+        guidance.face_weight = np.zeros(len(clip.video), dtype=np.float32)
     if action_tokens is not None:
         if clip.motion.face is None or clip.motion.face.blendshapes is None:
             raise ValueError("its facial actions are not known, which --action_tokens needs.")
@@ -209,6 +218,7 @@ def prepare_clip(
     with torch.no_grad():
         latents = encode(pixels(clip.video)[None])[0]
         references = encode(pixels(clip.references).transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
+        identity = None if encode_identity is None else encode_identity(Image.fromarray(clip.references[0]))[0]
         if clip.speech is not None:
             features, features_per_frame = encode_speech(clip.speech, len(clip.video), clip.motion.fps)
             write_arrays(
@@ -222,6 +232,8 @@ def prepare_clip(
         "reference_latents": references.half(),
         "regions": cover_regions(regions, height // latents.shape[2]),
     }
+    if identity is not None:
+        tensors["image_states"] = identity.half().cpu()
     aside = folder / ".latents.part"
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, aside, metadata={"clip": json.dumps(clip.metadata)})
@@ -233,7 +245,9 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--clips", help="folder of raw clips")
     parser.add_argument("--output", help="folder of the prepared clips")
     parser.add_argument(
-        "--model", help="a DreamActor repository; its `vae`, `motion_processor` and what reads speech are used"
+        "--model",
+        help="a DreamActor repository, DreamActor-Tiny by default; its `vae`, `motion_processor`, and what reads pictures "
+        "and speech are used",
     )
     parser.add_argument("--vae", help="a VAE's folder, instead of --model's")
     parser.add_argument(
@@ -258,9 +272,10 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if not arguments.check and not (arguments.clips and arguments.output):
         parser.error("give --clips and --output, or --check")
-    alone = (arguments.vae or arguments.linear_code) and arguments.motion_processor
-    if not arguments.check and not (arguments.model or alone):
-        parser.error("give --model, or --motion_processor and one of --vae and --linear_code")
+    if not ((arguments.vae or arguments.linear_code) and arguments.motion_processor):
+        arguments.model = arguments.model or bundled_model()
+        if not arguments.check and arguments.model is None:
+            parser.error("give --model, or --motion_processor and one of --vae and --linear_code")
     if arguments.num_frames < 1 or arguments.num_frames % 4 != 1:
         parser.error(f"--num_frames is {arguments.num_frames}, but has to be 4 n + 1")
     return arguments
@@ -278,8 +293,8 @@ def main() -> None:
     # of a repository, only what is used here
     pipe = None
     if arguments.model:
-        unused = ("transformer", "face_motion_encoder", "pose_encoder", "audio_motion_encoder", "image_encoder")
-        unused += ("image_processor", "text_encoder", "tokenizer", "prompt_embedding", "capture", "scheduler")
+        unused = ("transformer", "face_motion_encoder", "pose_encoder", "audio_motion_encoder", "text_encoder")
+        unused += ("tokenizer", "prompt_embedding", "capture", "scheduler")
         pipe = DreamActorPipeline.from_pretrained(arguments.model, **dict.fromkeys(unused)).to(arguments.device)
     if arguments.linear_code:
         encode = LinearCode.load(arguments.linear_code).encode
@@ -300,6 +315,9 @@ def main() -> None:
         encode_speech = partial(
             speech_features, feature_extractor=pipe.audio_feature_extractor, audio_encoder=pipe.audio_encoder
         )
+    encode_identity = None
+    if pipe is not None and pipe.image_encoder is not None:
+        encode_identity = partial(image_states, image_processor=pipe.image_processor, image_encoder=pipe.image_encoder)
     capture, output = None, Path(arguments.output)
     paths = find_clips(Path(arguments.clips))[arguments.shard :: arguments.num_shards]
     if not paths:
@@ -310,14 +328,14 @@ def main() -> None:
             continue
         try:
             if path.is_dir():
-                prepare_clip(read_rendered_clip(path), encode, processor, output, action_tokens)
+                prepare_clip(read_rendered_clip(path), encode, processor, output, action_tokens, None, encode_identity)
             else:
                 if capture is None:
                     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 
                     capture = MediaPipeCapture.from_pretrained(arguments.capture_models)
                 for clip in read_video_clips(path, capture, arguments, processor, sampling_rate):
-                    prepare_clip(clip, encode, processor, output, action_tokens, encode_speech)
+                    prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
                 done.touch()
         except (ValueError, OSError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)

@@ -157,13 +157,8 @@ def main() -> None:
         transformer.set_attention_backend(arguments.attention_backend)
     fields = ("stage", "shift", "logit_mean", "logit_std", "drop_motion", "drop_reference", "drop_all", "drop_face")
     fields += ("initial_latent", "max_references", "region_weights", "channel_weights")
-    objective = DreamActorObjective(
-        transformer,
-        components["pose_encoder"],
-        components.get("face_motion_encoder"),
-        ObjectiveConfig(**{name: getattr(arguments, name) for name in fields}),
-        components.get("audio_motion_encoder"),
-    )
+    config = ObjectiveConfig(**{name: getattr(arguments, name) for name in fields})
+    objective = DreamActorObjective.from_pipeline(pipe, config)
     objective.train()
 
     # 2. Optimizers and averaged weights
@@ -179,8 +174,7 @@ def main() -> None:
         accelerator.register_for_checkpointing(progress)
     else:
         accelerator.register_for_checkpointing(ema, progress)
-    if arguments.resume != "no":
-        load_checkpoint(accelerator, output, arguments.resume)
+    load_checkpoint(accelerator, output, arguments.resume)
     ema.to(accelerator.device)
 
     # 3. Data: what a step sees follows from its number

@@ -83,19 +83,15 @@ def main() -> None:
     if arguments.gradient_checkpointing:
         transformer.enable_gradient_checkpointing()
     parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
-    objective = DreamActorObjective(
-        transformer,
-        pipe.pose_encoder,
-        pipe.face_motion_encoder,
-        ObjectiveConfig(
-            shift=arguments.shift,
-            region_weights=tuple(arguments.region_weights),
-            drop_motion=0.0,
-            drop_reference=0.0,
-            drop_all=0.0,
-            drop_face=0.0,
-        ),
+    config = ObjectiveConfig(
+        shift=arguments.shift,
+        region_weights=tuple(arguments.region_weights),
+        drop_motion=0.0,
+        drop_reference=0.0,
+        drop_all=0.0,
+        drop_face=0.0,
     )
+    objective = DreamActorObjective.from_pipeline(pipe, config)
     objective.train()
     optimizer = torch.optim.AdamW(
         parameters, lr=arguments.learning_rate, betas=(0.9, 0.99), weight_decay=arguments.weight_decay
@@ -103,8 +99,7 @@ def main() -> None:
     objective, optimizer = accelerator.prepare(objective, optimizer)
     progress = TrainingProgress()
     accelerator.register_for_checkpointing(progress)
-    if arguments.resume != "no":
-        load_checkpoint(accelerator, output, arguments.resume)
+    load_checkpoint(accelerator, output, arguments.resume)
 
     # 2. Data
     dataset = PreparedClipDataset(arguments.data, tuple(arguments.lengths), in_memory=True)
@@ -142,8 +137,13 @@ def main() -> None:
     # 4. Result
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        state_dict = get_peft_model_state_dict(accelerator.unwrap_model(objective).transformer)
-        DreamActorPipeline.save_lora_weights(output, transformer_lora_layers=state_dict)
+        transformer = accelerator.unwrap_model(objective).transformer
+        # the adapter's config says its alpha, which the weights do not
+        DreamActorPipeline.save_lora_weights(
+            output,
+            transformer_lora_layers=get_peft_model_state_dict(transformer),
+            transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
+        )
     accelerator.end_training()
 
 

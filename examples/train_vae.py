@@ -151,7 +151,7 @@ def measure_latents(vae: DreamActorVAE, dataset: VideoCropDataset, clips: int = 
     latents = []
     with torch.no_grad():
         for index in range(min(clips, len(dataset))):
-            video = dataset[index * len(dataset) // min(clips, len(dataset)), index]["video"][None]
+            video = dataset[index * len(dataset) // min(clips, len(dataset)), index]["video"][None].to(vae.device)
             latents.append(vae.denormalize_latents(vae.encode_video(video)).transpose(0, 1).flatten(1))
     latents = torch.cat(latents, dim=1)
     vae.register_to_config(latents_mean=latents.mean(dim=1).tolist(), latents_std=latents.std(dim=1).tolist())
@@ -168,6 +168,8 @@ def main() -> None:
     vae = DreamActorVAE.from_pretrained(arguments.vae) if arguments.vae else new_vae(arguments)
     if arguments.vae_code:
         vae = change_code(vae, LinearCode.load(arguments.vae_code), teacher)
+    if teacher is not None:
+        teacher = teacher.to(accelerator.device)
     for module in (vae.encoder, vae.quant_conv):
         module.requires_grad_(arguments.train != "decoder")
     for module in (vae.decoder, vae.post_quant_conv):
@@ -189,8 +191,7 @@ def main() -> None:
     progress = TrainingProgress()
     model, *optimizers = accelerator.prepare(model, *optimizers)
     accelerator.register_for_checkpointing(progress)
-    if arguments.resume != "no":
-        load_checkpoint(accelerator, output, arguments.resume)
+    load_checkpoint(accelerator, output, arguments.resume)
     sampler = BucketBatchSampler(
         [0] * len(dataset),
         arguments.batch_size,

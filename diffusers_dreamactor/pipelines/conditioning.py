@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import numpy as np
+import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
@@ -136,6 +137,13 @@ def combine_guidance(
         + reference_guidance_scale * (reference_only - unconditional)
         + guidance_scale * (conditional - reference_only)
     )
+
+
+def image_states(picture: PIL.Image.Image, image_processor, image_encoder: torch.nn.Module) -> torch.Tensor:
+    """CLIP states `(1, L, image_dim)` of a picture, of the last layer but one, as Wan reads them."""
+    pixels = image_processor(images=picture, return_tensors="pt").pixel_values
+    pixels = pixels.to(get_module_execution_device(image_encoder), image_encoder.dtype)
+    return image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
 
 
 def speech_features(

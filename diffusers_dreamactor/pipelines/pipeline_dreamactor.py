@@ -38,6 +38,7 @@ from diffusers_dreamactor.pipelines.conditioning import (
     empty_condition,
     encode_reference_pose,
     frame_mask,
+    image_states,
     initial_latent_condition,
     iterate_segments,
     latent_length,
@@ -555,9 +556,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         if self.transformer.config.image_dim is None:
             return None
         picture = image.image if isinstance(image, Reference) else load_picture(image)
-        pixels = self.image_processor(images=picture, return_tensors="pt").pixel_values
-        pixels = pixels.to(get_module_execution_device(self.image_encoder), self.image_encoder.dtype)
-        states = self.image_encoder(pixels, output_hidden_states=True).hidden_states[-2]
+        states = image_states(picture, self.image_processor, self.image_encoder)
         return states.to(self._execution_device, self.transformer.dtype).expand(batch_size, -1, -1)
 
     def encode_audio(self, audio, fps: float, num_frames: int | None) -> np.ndarray:

@@ -71,24 +71,32 @@ def load_checkpoint(accelerator: Accelerator, folder: str | Path, name: str = "l
     Loads a checkpoint of the run in `folder` into what was prepared by or registered with `accelerator`.
 
     Args:
-        name: `"latest"`, or a checkpoint's folder name such as `"checkpoint-500"`.
+        name: `"latest"`, a checkpoint's folder name such as `"checkpoint-500"`, or `"no"` for a run from the beginning.
 
     Returns:
-        its path, or `None` when `"latest"` was asked for and there is none yet.
+        its path, or `None` when there is none to load.
 
     Raises:
         FileNotFoundError: a checkpoint was named that does not exist.
+        ValueError: the folder holds later checkpoints than the one to go on from. They are of another course of the run, and
+            would be taken for its latest ones.
     """
+    checkpoints = list_checkpoints(folder)
+    path = None
     if name == "latest":
-        checkpoints = list_checkpoints(folder)
-        if not checkpoints:
-            return None
-        path = checkpoints[-1]
-    else:
+        path = checkpoints[-1] if checkpoints else None
+    elif name != "no":
         path = Path(folder) / name
-        if not path.is_dir():
+        if path not in checkpoints:
             raise FileNotFoundError(f"`resume` names {name!r}, but there is no such checkpoint in {folder}.")
-    accelerator.load_state(str(path))
+    later = checkpoints if path is None else checkpoints[checkpoints.index(path) + 1 :]
+    if later:
+        raise ValueError(
+            f"`resume` is {name!r}, but {folder} holds the later {', '.join(entry.name for entry in later)}: remove them, or "
+            "name another output folder."
+        )
+    if path is not None:
+        accelerator.load_state(str(path))
     return path
 
 

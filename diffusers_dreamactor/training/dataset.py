@@ -26,7 +26,8 @@ class PreparedClipDataset(Dataset):
 
     A clip is a folder with
     - `latents.safetensors`: `latents (C, T, h, w)` normalised, `reference_latents (C, R, h, w)`, optionally `regions
-      (3, T, h, w)` uint8 (255 is all of a latent pixel; channels as `REGIONS`), and JSON metadata under `clip`;
+      (3, T, h, w)` uint8 (255 is all of a latent pixel; channels as `REGIONS`) and `image_states (L, image_dim)` (of the
+      identity, for transformers that read them), and JSON metadata under `clip`;
     - `guidance.safetensors`: the clip's `MotionGuidance`, `4 (T - 1) + 1` frames; crops or motion tokens;
     - `reference_guidance.safetensors`: the references' own poses, R frames;
     - `audio.safetensors`, where the clip has sound: `features (L, D)`, what `speech_features` makes of it, and metadata
@@ -44,7 +45,7 @@ class PreparedClipDataset(Dataset):
 
     Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
     `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
-    `regions (3, L, h, w)` float in [0, 1], and `continued` (bool): whether the first latent is given. With audio, instead
+    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, and `continued` (bool): whether the first latent is given. With audio, instead
     of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`, and `audio_window (3,)` int64: L, the
     frames of the clip, and the clip's frame at which the window starts.
 
@@ -117,6 +118,8 @@ class PreparedClipDataset(Dataset):
             if clip[name] is None:
                 raise ValueError(f"{path.name} has no `{name}`, which this training reads.")
             sample[name] = clip[name][frames]
+        if clip["image_states"] is not None:
+            sample["image_states"] = clip["image_states"].float()
         if clip["regions"] is not None:
             sample["regions"] = clip["regions"][:, start : start + length].float() / 255
         return sample
@@ -159,7 +162,7 @@ def read_prepared_clip(path: Path) -> dict:
     with safe_open(path / "latents.safetensors", framework="pt") as file:
         clip = {name: file.get_tensor(name) for name in file.keys()}
         metadata = json.loads((file.metadata() or {}).get("clip", "{}"))
-    clip = {"regions": None} | clip | {"metadata": metadata}
+    clip = {"regions": None, "image_states": None} | clip | {"metadata": metadata}
     guidance = MotionGuidance.load(path / "guidance.safetensors")
     reference_guidance = MotionGuidance.load(path / "reference_guidance.safetensors")
     clip["audio_features"] = clip["features_per_frame"] = None

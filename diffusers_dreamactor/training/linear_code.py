@@ -29,6 +29,11 @@ class LinearCode:
         self.mean, self.components, self.scale = mean, components, scale
         self.frames, self.size = frames, size
 
+    def to(self, device: torch.device | str) -> LinearCode:
+        """The same code on another device."""
+        tensors = (tensor.to(device) for tensor in (self.mean, self.components, self.scale))
+        return LinearCode(*tensors, self.frames, self.size)
+
     def blocks(self, video: torch.Tensor) -> torch.Tensor:
         """Videos `(B, 3, 4 (T - 1) + 1, H, W)` -> `(B, T, H / size, W / size, values)`."""
         still = video[:, :, :1].expand(-1, -1, self.frames, -1, -1)

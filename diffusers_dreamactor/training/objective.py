@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -15,6 +16,10 @@ from ..pipelines.conditioning import (
 )
 from .flow_matching import add_noise, sample_sigmas, velocity
 from .stages import STAGES
+
+
+if TYPE_CHECKING:
+    from ..pipelines.pipeline_dreamactor import DreamActorPipeline
 
 
 @dataclass
@@ -61,6 +66,8 @@ class DreamActorObjective(nn.Module):
         transformer, pose_encoder, face_motion_encoder, audio_motion_encoder: the models; what a stage does not need may
             be `None`.
         config (`ObjectiveConfig`): see there.
+        prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(1, L, text_dim)`, *optional*): text states for
+            transformers with text: those of the prompt, and those that stand where everything else is left out.
     """
 
     def __init__(
@@ -70,11 +77,32 @@ class DreamActorObjective(nn.Module):
         face_motion_encoder: nn.Module | None,
         config: ObjectiveConfig,
         audio_motion_encoder: nn.Module | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
     ):
         super().__init__()
         self.transformer, self.pose_encoder = transformer, pose_encoder
         self.face_motion_encoder, self.audio_motion_encoder = face_motion_encoder, audio_motion_encoder
+        self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
+        self.register_buffer("negative_prompt_embeds", negative_prompt_embeds, persistent=False)
         self.config = config
+
+    @classmethod
+    @torch.no_grad()
+    def from_pipeline(cls, pipe: DreamActorPipeline, config: ObjectiveConfig) -> DreamActorObjective:
+        """The objective of a pipeline's models, with the text states that the pipeline takes when no prompt is given."""
+        prompt_embeds, negative_prompt_embeds = (
+            pipe.encode_prompt(None, None, 1, negative=negative) for negative in (False, True)
+        )
+        return cls(
+            pipe.transformer,
+            pipe.pose_encoder,
+            pipe.face_motion_encoder,
+            config,
+            pipe.audio_motion_encoder,
+            prompt_embeds,
+            negative_prompt_embeds,
+        )
 
     def encode_face(self, batch: dict[str, torch.Tensor]) -> torch.Tensor | None:
         """Face motion tokens `(B, F, motion_dim)`, faded where no face is seen, as the pipeline does."""
@@ -151,9 +179,19 @@ class DreamActorObjective(nn.Module):
             reference = pack_reference_latents(batch["reference_latents"][:, :, picks])
             maps = batch["reference_maps"][:, :, picks].float() / 127.5 - 1
             reference_pose = encode_reference_pose(self.pose_encoder, maps)
+        text = self.negative_prompt_embeds if drop_all else self.prompt_embeds
+        image = None
+        if self.transformer.config.image_dim is not None and not drop_reference:
+            if "image_states" not in batch:
+                raise ValueError(
+                    "The batch has no `image_states`, but this transformer reads them: prepare the clips with its repository."
+                )
+            image = batch["image_states"]
         prediction = self.transformer(
             hidden_states=torch.cat([noisy, condition], dim=1),
             timestep=sigmas * 1000,
+            encoder_hidden_states=None if text is None else text.expand(batch_size, -1, -1),
+            encoder_hidden_states_image=image,
             reference_hidden_states=reference,
             reference_pose_hidden_states=reference_pose,
             pose_hidden_states=pose,

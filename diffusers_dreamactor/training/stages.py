@@ -65,13 +65,18 @@ def set_trainable(
         the parameters that are trained.
 
     Raises:
-        ValueError: the stage is unknown, `frozen` names a part of the transformer that it does not have, or nothing is
-            left to train.
+        ValueError: the stage is unknown, `frozen` names what there is not, or nothing is left to train.
     """
     if isinstance(stage, str):
         if stage not in STAGES:
             raise ValueError(f"`stage` is {stage!r}, but has to be one of {', '.join(STAGES)}.")
         stage = STAGES[stage]
+    unknown = [part for part in frozen if part not in components and not part.startswith("transformer.")]
+    if unknown:
+        raise ValueError(
+            f"`frozen` names {', '.join(unknown)}, but has to name components ({', '.join(components)}) or parts of the "
+            "transformer (transformer. and the beginning of parameter names)."
+        )
     parts = tuple(part.removeprefix("transformer.") for part in frozen if part.startswith("transformer."))
     for part in parts:
         if not any(name.startswith(part) for name, _ in transformer.named_parameters()):

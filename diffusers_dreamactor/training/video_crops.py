@@ -9,6 +9,8 @@ import torch
 from safetensors import safe_open
 from torch.utils.data import Dataset
 
+from ..media import VideoReader
+
 
 class VideoCropDataset(Dataset):
     """
@@ -20,8 +22,11 @@ class VideoCropDataset(Dataset):
     Args:
         folder: searched for clips, not recursively.
         num_frames (`int`): length of a crop, `4 n + 1`.
-        size (`int`): height and width of a crop; clips that are smaller are left out.
+        size (`int`): height and width of a crop; clips that are shorter or smaller are left out.
         region_weights (`tuple`): loss weight of background, body, head, eyes and mouth.
+
+    Raises:
+        ValueError: the folder holds no clips, or none that is long and large enough.
 
     Items, by `(index, seed)`: `video` `(3, num_frames, size, size)` float in [-1, 1] and `weight` `(1, ...)`.
     """
@@ -35,13 +40,17 @@ class VideoCropDataset(Dataset):
     ):
         self.num_frames, self.size = num_frames, size
         self.region_weights = np.array(region_weights, dtype=np.float32)
-        self.paths = sorted(path / "clip.safetensors" for path in Path(folder).iterdir() if path.is_dir())
-        self.paths = [path for path in self.paths if path.exists()]
-        self.paths += sorted(
-            path for path in Path(folder).iterdir() if path.suffix in (".mp4", ".mov", ".mkv", ".webm")
-        )
-        if not self.paths:
+        found = sorted(path / "clip.safetensors" for path in Path(folder).iterdir() if path.is_dir())
+        found = [path for path in found if path.exists()]
+        found += sorted(path for path in Path(folder).iterdir() if path.suffix in (".mp4", ".mov", ".mkv", ".webm"))
+        if not found:
             raise ValueError(f"`folder` {folder} holds no clips: neither folders with clip.safetensors nor videos.")
+        wanted = (num_frames, size, size)
+        self.paths = [path for path in found if all(np.array(_video_shape(path)) >= wanted)]
+        if not self.paths:
+            raise ValueError(
+                f"`folder` {folder} holds {len(found)} clips, but none has {num_frames} frames of {size}x{size} pixels."
+            )
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -58,9 +67,7 @@ class VideoCropDataset(Dataset):
                 if "regions" in file.keys():
                     regions = file.get_slice("regions")[crop[0], crop[1], crop[2]]
         else:
-            from ..media import VideoReader
-
-            reader = VideoReader(str(path))
+            reader = VideoReader(path)
             time, rows, columns = self._random_crop(random, (len(reader), reader.height, reader.width))
             frames = np.stack([frame[rows, columns] for frame in reader.frames(time.start, time.stop)])
         weight = np.ones(frames.shape[:3], dtype=np.float32) if regions is None else self.region_weights[regions]
@@ -73,11 +80,15 @@ class VideoCropDataset(Dataset):
     def _random_crop(self, random: np.random.Generator, shape: tuple[int, int, int]) -> tuple[slice, slice, slice]:
         crop = []
         for available, wanted in zip(shape, (self.num_frames, self.size, self.size)):
-            if available < wanted:
-                raise ValueError(
-                    f"A clip is {tuple(shape)} (frames, height, width), but crops of {self.num_frames} frames of "
-                    f"{self.size}x{self.size} were asked for."
-                )
             start = int(random.integers(available - wanted + 1))
             crop.append(slice(start, start + wanted))
         return tuple(crop)
+
+
+def _video_shape(path: Path) -> tuple[int, int, int]:
+    """Frames, height and width of a clip."""
+    if path.suffix == ".safetensors":
+        with safe_open(path, framework="np") as file:
+            return tuple(file.get_slice("video").get_shape()[:3])
+    reader = VideoReader(path)
+    return len(reader), reader.height, reader.width

@@ -3,8 +3,13 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from diffusers_dreamactor.checkpoints import save_random_pipeline
+from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
+from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
+from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
 
 sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "motion")]
@@ -19,6 +24,31 @@ def model(tmp_path_factory) -> Path:
     """A random repository."""
     folder = tmp_path_factory.mktemp("model")
     save_random_pipeline(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text_model(tmp_path_factory) -> Path:
+    """A random repository whose transformer reads text states, which are stored, and CLIP states of the reference."""
+    pipe = random_pipeline()
+    torch.manual_seed(0)
+    config = {name: value for name, value in pipe.transformer.config.items() if not name.startswith("_")}
+    transformer = DreamActorTransformer3DModel(**config | {"text_dim": 16, "image_dim": 20})
+    prompt_embedding = PromptEmbedding(sequence_length=4, text_dim=16)
+    for parameter in [*transformer.parameters(), *prompt_embedding.parameters()]:
+        if not parameter.any():
+            torch.nn.init.normal_(parameter, std=0.02)
+    clip = CLIPVisionConfig(
+        hidden_size=20, intermediate_size=40, num_hidden_layers=2, num_attention_heads=2, image_size=32, patch_size=16
+    )
+    pipe.register_modules(
+        transformer=transformer,
+        prompt_embedding=prompt_embedding,
+        image_encoder=CLIPVisionModel(clip),
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}),
+    )
+    folder = tmp_path_factory.mktemp("text_model")
+    pipe.save_pretrained(folder)
     return folder
 
 

@@ -9,6 +9,7 @@ from PIL import Image
 from raw_clips import write_rendered_clip
 
 from diffusers_dreamactor.media import VideoReader, VideoWriter
+from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.training.dataset import PreparedClipDataset, list_prepared_clips, read_prepared_clip
 
 
@@ -73,10 +74,26 @@ def test_a_rendered_clip_becomes_a_prepared_one(run_script, model, tmp_path, cap
     assert sample["regions"].sum(dim=0).max() <= 1 and (sample["regions"].mean(dim=(1, 2, 3)) > 0).all()
 
 
+def test_a_clip_in_which_no_face_is_seen_trains_like_one_whose_face_was_lost(run_script, model, tmp_path):
+    write_rendered_clip(tmp_path / "raw" / "7_0", 9, brightness=80, zoom=0.8)
+    motion = MotionSequence.load(tmp_path / "raw" / "7_0" / "motion.safetensors")
+    motion.face.confidence[:] = 0
+    motion.save(tmp_path / "raw" / "7_0" / "motion.safetensors")
+    arguments = ["--clips", tmp_path / "raw", "--output", tmp_path / "prepared", "--model", model]
+    run_script("prepare_dataset.py", *arguments)
+    sample = PreparedClipDataset(tmp_path / "prepared", (3,))[0, 0]
+    assert sample["face"].shape == (9, 3, 64, 64) and not sample["face_weight"].any()
+
+
+def test_dreamactor_tiny_prepares_where_no_model_is_named(run_script, tmp_path):
+    write_rendered_clip(tmp_path / "raw" / "7_0", 9, brightness=80, zoom=0.8)
+    run_script("prepare_dataset.py", "--clips", tmp_path / "raw", "--output", tmp_path / "prepared")
+    assert PreparedClipDataset(tmp_path / "prepared", (3,))[0, 0]["latents"].shape[0] == 48
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--clips", "a", "--output", "b"], "give --model, or --motion_processor"),
         (["--clips", "a", "--output", "b", "--model", "m", "--num_frames", 12], "12, but has to be 4 n \\+ 1"),
         ([], "give --clips and --output, or --check"),
     ],

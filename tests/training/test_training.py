@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 from accelerate.utils import FullyShardedDataParallelPlugin
+from PIL import Image
+from raw_clips import write_rendered_clip
 from safetensors.torch import load_file
 
 from diffusers_dreamactor import DreamActorPipeline
@@ -46,6 +48,15 @@ def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(run_script, model, cl
     expected, found = weights(tmp_path / "straight" / "model"), weights(tmp_path / "resumed" / "model")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [path.name for path in list_checkpoints(tmp_path / "resumed")] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_a_run_does_not_mix_with_an_earlier_one(run_script, model, clips, tmp_path):
+    arguments = ["--model", model, "--data", clips, "--output", tmp_path, "--checkpointing_steps", 1, *COMMON]
+    run_script("train_dreamactor.py", *arguments, "--max_train_steps", 2)
+    for resume, later in (("no", "checkpoint-1, checkpoint-2"), ("checkpoint-1", "checkpoint-2")):
+        with pytest.raises(ValueError, match=f"holds the later {later}: remove"):
+            run_script("train_dreamactor.py", *arguments, "--max_train_steps", 3, "--resume", resume)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-1", "checkpoint-2"]
 
 
 @pytest.mark.parametrize("stage", ["1", "2"])
@@ -100,6 +111,46 @@ def test_dropped_conditions_do_not_reach_the_loss(model, clips):
         assert found == expected, dropped
 
 
+def test_a_model_with_text_and_image_states_trains(run_script, text_model, tmp_path, capsys):
+    write_rendered_clip(tmp_path / "raw" / "7_0", 9, brightness=80, zoom=0.8)
+    prepared = tmp_path / "prepared"
+    run_script("prepare_dataset.py", "--clips", tmp_path / "raw", "--output", prepared, "--model", text_model)
+    pipe = DreamActorPipeline.from_pretrained(text_model)
+    batch = collate_clips([PreparedClipDataset(prepared, lengths=(3,))[0, 0]])
+    picture = Image.fromarray(load_file(tmp_path / "raw" / "7_0" / "clip.safetensors")["references"][0].numpy())
+    torch.testing.assert_close(batch["image_states"], pipe.encode_image(picture, 1), atol=2e-3, rtol=2e-3)
+
+    # which of the states reach the loss
+    changes = {"text": "prompt_embeds", "negative text": "negative_prompt_embeds", "image": None}
+    reached = {"none": {"text", "image"}, "drop_all": {"negative text"}, "drop_reference": {"text"}}
+    for dropped, expected in reached.items():
+        chances = dict.fromkeys(("drop_all", "drop_motion", "drop_reference", "drop_face"), 0.0)
+        chances |= {} if dropped == "none" else {dropped: 1.0}
+        found = set()
+        with torch.no_grad():
+            objective = DreamActorObjective.from_pipeline(pipe, ObjectiveConfig(**chances))
+            loss = objective(batch, seed_step(0, 0))["loss"]
+            for name, buffer in changes.items():
+                changed = DreamActorObjective.from_pipeline(pipe, ObjectiveConfig(**chances))
+                given = batch if buffer else batch | {"image_states": batch["image_states"] + 1}
+                if buffer:
+                    setattr(changed, buffer, getattr(changed, buffer) + 1)
+                if changed(given, seed_step(0, 0))["loss"] != loss:
+                    found.add(name)
+        assert found == expected, dropped
+    # what every model of the pipeline can be made again from is not in checkpoints
+    assert not any("prompt" in name for name in objective.state_dict())
+
+    del batch["image_states"]
+    with pytest.raises(ValueError, match="no `image_states`"):
+        DreamActorObjective.from_pipeline(pipe, ObjectiveConfig(drop_all=0, drop_reference=0))(batch, seed_step(0, 0))
+    arguments = ["--model", text_model, "--data", prepared, "--max_train_steps", 2, *COMMON]
+    run_script("train_lora.py", *arguments, "--output", tmp_path / "lora", "--target_modules", "attn2.to_q")
+    capsys.readouterr()
+    run_script("train_dreamactor.py", *arguments, "--output", tmp_path / "run")
+    assert len(losses(capsys.readouterr().out)) == 2
+
+
 def test_a_given_first_latent_is_not_in_the_loss(model, clips):
     pipe = DreamActorPipeline.from_pretrained(model)
     dataset = PreparedClipDataset(clips, lengths=(3,))
@@ -124,6 +175,8 @@ def test_an_unknown_stage_and_nothing_to_train_are_errors(model):
         set_trainable("audio", transformer, {})
     with pytest.raises(ValueError, match="transformer.face_encodr"):
         set_trainable("3", transformer, {}, ("transformer.face_encodr",))
+    with pytest.raises(ValueError, match="names transformer, but"):
+        set_trainable("3", transformer, {}, ("transformer",))
 
 
 def test_a_part_of_the_transformer_can_rest(model):
@@ -235,9 +288,11 @@ def test_what_cannot_be_sharded_is_an_error(version, optimizer, message):
 def test_a_lora_is_read_by_the_pipeline(run_script, model, clips, tmp_path):
     arguments = ["--model", model, "--data", clips, "--output", tmp_path, "--rank", 4, "--max_train_steps", 2]
     arguments += ["--target_modules", "attn1.to_q", "attn1.to_v", "--lengths", 3, "--learning_rate", 0.01]
-    run_script("train_lora.py", *arguments, "--cpu", "--mixed_precision", "no")
+    run_script("train_lora.py", *arguments, "--alpha", 16, "--cpu", "--mixed_precision", "no")
     pipe = DreamActorPipeline.from_pretrained(model)
     before = pipe.transformer.blocks[0].attn1.to_q(torch.ones(1, 48))
     pipe.load_lora_weights(tmp_path)
     assert pipe.get_list_adapters()["transformer"]
     assert not torch.equal(pipe.transformer.blocks[0].attn1.to_q(torch.ones(1, 48)), before)
+    # as strong as it was trained: alpha / rank
+    assert set(pipe.transformer.blocks[0].attn1.to_q.scaling.values()) == {4.0}
