@@ -194,6 +194,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         num_frames,
         fps,
         extend,
+        retarget=True,
         num_inference_steps=1,
         reference_guidance_scale=None,
         segment_frames=5,
@@ -229,6 +230,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         unknown = sorted(set(drive) - set(PARTS))
         if isinstance(drive, str) or unknown or not drive:
             raise ValueError(f"`drive` is {drive!r}, but has to be a non-empty tuple of parts out of {PARTS}.")
+        if not retarget and (video is not None or motion is not None) and not {"head", "body"} <= set(drive):
+            raise ValueError(
+                f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
+                ' "head" and "body"; `align="none"` keeps the driver\'s place and size with any `drive`.'
+            )
         if isinstance(image, list | tuple) and len(image) == 0:
             raise ValueError("`image` is an empty list, but at least one reference picture is needed.")
         for name, value in (("height", height), ("width", width)):
@@ -434,6 +440,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         face_crop = None
         if "face" not in drive:
             face_source, face_crop, motion_tokens = None, reference.face_crop, None
+            motion = dataclasses.replace(motion, face=None)
         if retarget_motion and not own_pose:
             motion = retarget(
                 motion, reference.motion, height, width, align=align, bone_scale=bone_scale, drive=tuple(drive)
@@ -479,7 +486,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         Returns:
             `MotionGuidance`: At the generation size.
         """
-        self.check_inputs(image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend)
+        self.check_inputs(
+            image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend, retarget
+        )
         need_motion = retarget or (video is None and motion is None)
         reference = self.prepare_references(image, height, width, reference_motion, need_motion, reference_person)[0]
         driver = self.prepare_driver(
@@ -832,6 +841,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             num_frames,
             fps,
             extend,
+            retarget,
             num_inference_steps,
             reference_guidance_scale,
             segment_frames,
@@ -1092,7 +1102,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             audio (path or `np.ndarray`, *optional*): Speech that drives the face.
             face_video (as `video`, *optional*): Another driver for the face.
             drive (`tuple[str, ...]`, defaults to `("face", "head", "body")`):
-                The parts that follow the driver; the rest stays as in the reference.
+                The parts that follow the driver; the rest stays as in the reference. With `retarget=False`, head and
+                body follow the driver together.
             height (`int`, *optional*), width (`int`, *optional*):
                 The generation size in pixels; by default the picture's aspect at the repository's area.
             num_frames (`int`, *optional*): Frames to make; the driver's when `None`.

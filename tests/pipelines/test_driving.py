@@ -64,6 +64,19 @@ def test_parts_that_are_not_driven_stay_as_in_the_reference(pipe, references, mo
     assert body.face is None or (body.face == body.face[:1]).all()
 
 
+def test_without_retargeting_head_and_body_go_together(pipe, references, motion):
+    for drive in (("face",), ("body",), ("face", "head")):
+        with pytest.raises(ValueError, match=r"`drive` is \('.*`retarget=False`.*\"head\" and \"body\""):
+            pipe.prepare_guidance(references, motion=motion, retarget=False, drive=drive)
+    full = pipe.prepare_guidance(references, motion=motion, retarget=False)
+    for face_crop in (references[0].face_crop, None):
+        reference = dataclasses.replace(references[0], face_crop=face_crop)
+        faceless = pipe.prepare_guidance(reference, motion=motion, retarget=False, drive=("head", "body"))
+        np.testing.assert_array_equal(faceless.skeleton, full.skeleton)
+        assert full.face is not None
+        assert faceless.face is None if face_crop is None else (faceless.face == faceless.face[:1]).all()
+
+
 def test_speech_moves_only_the_face(pipe, references):
     rate = pipe.audio_feature_extractor.sampling_rate
     time = np.arange(rate) / rate
