@@ -413,7 +413,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             guidance.check(height, width)
             return Driver(frame_index(len(guidance), num_frames, extend), fps or guidance.fps, guidance=guidance)
 
-        face_source = None
+        face_source, face_index = None, None
         if video is not None:
             face_source = VideoReader(video, fps=fps, num_frames=None if extend else num_frames)
             motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
@@ -424,11 +424,23 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         own_pose = motion is None
         motion_tokens = None
         if face_video is not None:
-            rate = fps if own_pose else motion.fps
-            face_source = VideoReader(face_video, fps=rate, num_frames=None if extend else num_frames)
-            face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
             if own_pose:
+                face_source = VideoReader(face_video, fps=fps, num_frames=None if extend else num_frames)
+                face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
                 motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
+            else:
+                index = frame_index(motion.num_frames, num_frames, extend)
+                face_source = VideoReader(face_video, fps=motion.fps, num_frames=len(index))
+                if len(face_source) < len(index) and extend is None:
+                    raise ValueError(
+                        f"`face_video` has {len(face_source)} frames at {motion.fps:g} frames/s, but the video has"
+                        f" {len(index)}: pass a longer one, `num_frames` of at most {len(face_source)}, or `extend`."
+                    )
+                # `person` is in the other driver's pixels
+                face_motion = self.find_capture().capture(face_source, progress=self.show_progress)
+                face_index = frame_index(len(face_source), len(index), extend)
+                num_frames = len(face_index)
+                motion, face_motion = motion.take(index[:num_frames]), face_motion.take(face_index)
             motion = MotionSequence.compose(face=face_motion, head=motion, body=motion)
         if audio is not None:
             rate = fps or (self.config.fps if own_pose else motion.fps)
@@ -452,6 +464,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             motion.fps,
             motion=motion,
             face_video=face_source,
+            face_index=face_index,
             face_crop=face_crop,
             motion_tokens=motion_tokens,
             processor=self.motion_processor,
@@ -1100,7 +1113,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
             guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
             audio (path or `np.ndarray`, *optional*): Speech that drives the face.
-            face_video (as `video`, *optional*): Another driver for the face.
+            face_video (as `video`, *optional*):
+                Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
+                longer face video is cut, a shorter one needs `num_frames` or `extend`.
             drive (`tuple[str, ...]`, defaults to `("face", "head", "body")`):
                 The parts that follow the driver; the rest stays as in the reference. With `retarget=False`, head and
                 body follow the driver together.
@@ -1122,9 +1137,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             align (`str`, defaults to `"framing"`): How it is fitted, see [`~motion.retarget.retarget`].
             bone_scale (`dict[str, float]`, *optional*): Length factors of groups of bones, e.g. `{"arm": 1.2}`.
             person (*optional*): Which person drives: an index by size, a click `(x, y)` or a box `(x0, y0, x1, y1)` in
-                pixels of the driver's first frame; the largest when `None`.
+                pixels of the driver's first frame; the largest when `None`. Of a `face_video` beside another driver it
+                is always the largest.
             extend (`str`, *optional*):
-                What to do when `num_frames` is more than the driver has: `"hold"`, `"loop"` or `"stop"`.
+                What to do when the driver, or the `face_video`, has too few frames: `"hold"`, `"loop"` or `"stop"`.
             reference_motion (`MotionSequence`, *optional*):
                 The person's pose in the (first) picture when it is known, one frame in the picture's own pixels; the
                 capture finds it otherwise.

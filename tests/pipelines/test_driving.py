@@ -7,6 +7,7 @@ import torch
 
 from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
+from diffusers_dreamactor.media import VideoReader
 
 from ..motion.stick_figure import StickFigure
 
@@ -91,6 +92,34 @@ def test_speech_moves_only_the_face(pipe, references):
     silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9)
     assert (spoken - silent).abs().max() > 1e-4
     assert len(pipe.prepare_guidance(references, audio=speech, fps=30, num_frames=10)) == 10
+
+
+def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, media):
+    frame = next(iter(VideoReader(media / "carphone.mp4", num_frames=1))).astype(np.float32)
+    brighter = np.stack([0.7 * frame + 15 * i for i in range(5)]).astype(np.uint8)
+    drive = {"motion": motion, "face_video": brighter}
+    with pytest.raises(ValueError, match=r"`face_video` has 5 frames.*the video has 14.*`num_frames` of at most 5"):
+        pipe.prepare_guidance(references, **drive)
+    short = pipe.prepare_guidance(references, num_frames=3, **drive)
+    body = pipe.prepare_guidance(references, motion=motion, num_frames=3)
+    np.testing.assert_array_equal(short.skeleton, body.skeleton)
+    assert len(short) == len(short.face) == 3
+    assert len(pipe.prepare_guidance(references, extend="stop", **drive)) == 5
+    # the face turns back where its own video ends, while the body goes on
+    looped = pipe.prepare_guidance(references, extend="loop", **drive)
+    change = np.sign(np.diff(looped.face.mean(axis=(1, 2, 3))))
+    assert change.tolist() == [1] * 4 + [-1] * 4 + [1] * 4 + [-1]
+    assert (looped.skeleton[3] != looped.skeleton[5]).any()
+
+
+def test_who_drives_the_body_is_not_looked_for_in_the_face_video(pipe, references, media):
+    body = np.stack([np.asarray(PIL.Image.open(media / "reference_scholar.jpeg").convert("RGB"))] * 2)
+    face = np.stack(list(VideoReader(media / "carphone.mp4", num_frames=2)))
+    # a click that lies outside the smaller picture of the face video
+    guidance = pipe.prepare_guidance(references, video=body, face_video=face, person=(500, 450))
+    assert len(guidance) == 2 and guidance.face is not None
+    with pytest.raises(ValueError, match=r"`person` is the point \(500, 450\)"):
+        pipe.prepare_guidance(references, face_video=face, person=(500, 450))
 
 
 def test_a_looped_driver_turns_back(pipe, references, motion):
