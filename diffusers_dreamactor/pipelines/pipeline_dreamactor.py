@@ -914,15 +914,13 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                         f"`{name}` has {len(scene)} frames at {driver.fps:g} frames/s, but the video has {len(driver)}."
                     )
 
-        self._guidance_scale = guidance_scale
-        self._reference_guidance_scale = reference_guidance_scale
-        self._attention_kwargs = attention_kwargs
+        do_classifier_free_guidance = guidance_scale > 1 or reference_guidance_scale is not None
         self._current_timestep = None
         self._interrupt = False
 
         # 3. Encode what is the same for all segments
         prompt_embeds = self.encode_prompt(prompt, prompt_embeds, batch_size)
-        if self.do_classifier_free_guidance:
+        if do_classifier_free_guidance:
             negative_prompt_embeds = self.encode_prompt(
                 negative_prompt, negative_prompt_embeds, batch_size, negative=True
             )
@@ -955,13 +953,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             progress_bar = stack.enter_context(self.progress_bar(total=len(segments) * num_inference_steps))
             drawn = driver.stream(segments, beyond="reflect" if wan_animate else "hold")
             for segment, segment_guidance in zip(segments, drawn):
-                # 4.1 Encode the guidance of this segment
-                pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
-                motion_tokens = self.encode_face(segment_guidance, batch_size)
+                # 4.1 Start from the state of this call, whatever ran since the segment before
+                self._guidance_scale = guidance_scale
+                self._reference_guidance_scale = reference_guidance_scale
+                self._attention_kwargs = attention_kwargs
+                self.transformer._reset_stateful_cache()
                 for cache in caches.values():
                     cache.start_segment()
 
-                # 4.2 Prepare the latents, and the mask and condition channels
+                # 4.2 Encode the guidance of this segment
+                pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
+                motion_tokens = self.encode_face(segment_guidance, batch_size)
+
+                # 4.3 Prepare the latents, and the mask and condition channels
                 num_latent_frames = latent_length(segment.num_frames, temporal_scale)
                 first = segment.start // temporal_scale
                 if wan_animate:
@@ -981,19 +985,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                     else:
                         condition = initial_latent_condition(sample, last_latent, temporal_scale)
 
-                # 4.3 Collect the conditions of each guidance branch
+                # 4.4 Collect the conditions of each guidance branch
                 movement = {"pose_hidden_states": pose_latents, "motion_hidden_states": motion_tokens}
                 branches = {"cond": text | appearance | movement}
                 if reference_guidance_scale is not None:
                     branches["reference"] = text | appearance
-                if self.do_classifier_free_guidance:
+                if do_classifier_free_guidance:
                     if wan_animate:
                         blank = {"motion_hidden_states": self.encode_blank_face(segment.num_frames, batch_size)}
                         branches["uncond"] = negative_text | appearance | movement | blank
                     else:
                         branches["uncond"] = negative_text
 
-                # 4.4 Denoise
+                # 4.5 Denoise
                 self.scheduler.set_timesteps(num_inference_steps, device=device)
                 timesteps = self.scheduler.timesteps
                 self._num_timesteps = len(timesteps)
@@ -1035,7 +1039,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                     if (i + 1) % self.scheduler.order == 0 or i == len(timesteps) - 1:
                         progress_bar.update()
 
-                # 4.5 Decode the new frames and hand over to the next segment
+                # 4.6 Decode the new frames and hand over to the next segment
                 if wan_animate:
                     sample = sample[:, :, 1:]
                     overlap = int(segment.start > 0)

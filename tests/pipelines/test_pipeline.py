@@ -101,6 +101,19 @@ def test_stream_yields_what_the_call_returns(pipe, picture, guidance):
     assert torch.equal(torch.cat([part.frames for part in parts], dim=1), expected)
 
 
+def test_a_call_between_two_segments_changes_nothing(pipe, picture, guidance):
+    expected = run(pipe, picture, guidance, guidance_scale=2.5).frames
+    arguments = {**SIZE, "guidance": guidance, "output_type": "pt"}
+    stream = pipe.stream(
+        reference(pipe, picture), guidance_scale=2.5, generator=torch.Generator().manual_seed(0), **arguments
+    )
+    parts = [next(stream).frames]
+    run(pipe, picture, guidance, seed=1, guidance_scale=1.0)
+    parts += [part.frames for part in stream]
+    assert torch.equal(torch.cat(parts, dim=1), expected)
+    assert pipe.guidance_scale == 2.5 and pipe.do_classifier_free_guidance
+
+
 def test_a_segment_starts_from_the_last_latent_of_the_one_before(pipe, picture, guidance):
     inputs = []
     handle = pipe.transformer.register_forward_pre_hook(
@@ -347,6 +360,21 @@ def test_first_block_cache_runs_per_branch(picture, guidance):
     expected = run(pipe, picture, guidance, num_inference_steps=4).frames
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
     torch.testing.assert_close(run(pipe, picture, guidance, num_inference_steps=4).frames, expected)
+
+
+@pytest.mark.parametrize("num_frames", [10, 17])
+def test_first_block_cache_starts_anew_with_each_segment(picture, num_frames):
+    """A threshold that skips whatever it may: the first step of a segment, shorter or not, still runs all blocks."""
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    calls = []
+    handle = pipe.transformer.blocks[-1].attn1.register_forward_hook(lambda *_: calls.append(None))
+    run(pipe, picture, make_guidance(num_frames), guidance_scale=1.0)
+    handle.remove()
+    assert len(calls) == 2
 
 
 def test_import_registers_the_classes():
