@@ -903,7 +903,16 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 num_pseudo_references,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                reference_guidance_scale=reference_guidance_scale,
+                face_scale=face_scale,
+                pose_scale=pose_scale,
+                segment_frames=segment_frames,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                prompt_embeds=None if prompt_embeds is None else prompt_embeds[:1],
+                negative_prompt_embeds=None if negative_prompt_embeds is None else negative_prompt_embeds[:1],
                 generator=generator[0] if isinstance(generator, list) else generator,
+                attention_kwargs=attention_kwargs,
             )
         if mode == "replace":
             background_video = VideoReader(background_video, fps=driver.fps)

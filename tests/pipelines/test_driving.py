@@ -8,6 +8,7 @@ import torch
 from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
 from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
 from ..motion.stick_figure import StickFigure
 
@@ -133,6 +134,38 @@ def test_pseudo_references_change_the_video(pipe, references, motion):
     plain = generate(pipe, references, motion=motion, num_frames=5)
     more = generate(pipe, references, motion=motion, num_frames=5, num_pseudo_references=2)
     assert plain.shape == more.shape and (plain - more).abs().max() > 1e-4
+
+
+def test_pseudo_references_are_made_with_the_arguments_of_the_call(pipe, references, motion):
+    transformer = DreamActorTransformer3DModel(**{**pipe.transformer.config, "text_dim": 8, "text_context_length": 4})
+    text_pipe = DreamActorPipeline(**{**pipe.components, "transformer": transformer}, segment_frames=33)
+    text_pipe.set_progress_bar_config(disable=True)
+    calls = []
+    transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    prompt_embeds, negative_prompt_embeds = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    generate(
+        text_pipe,
+        references,
+        motion=motion,
+        num_frames=5,
+        segment_frames=17,
+        guidance_scale=2.0,
+        reference_guidance_scale=1.5,
+        face_scale=0.5,
+        pose_scale=0.0,
+        num_pseudo_references=1,
+        num_videos_per_prompt=2,
+        prompt_embeds=prompt_embeds,
+        negative_prompt_embeds=negative_prompt_embeds,
+        attention_kwargs={"scale": 0.5},
+    )
+    # the turn, of the repository's 33 frames, is made in two segments, each with three branches, by itself
+    first_stage = [call for call in calls if call["hidden_states"].shape[0] == 1]
+    assert len(first_stage) == 6 and all(call["hidden_states"].shape[2] == 5 for call in first_stage)
+    assert all(call["face_scale"] == 0.5 and call["attention_kwargs"] == {"scale": 0.5} for call in first_stage)
+    assert not first_stage[0]["pose_hidden_states"].any()
+    for call, text in zip(first_stage, [prompt_embeds, prompt_embeds, negative_prompt_embeds] * 2):
+        assert torch.equal(call["encoder_hidden_states"], text[:1])
 
 
 def test_motion_at_another_rate(pipe, references, motion):
