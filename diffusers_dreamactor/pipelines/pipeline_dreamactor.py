@@ -223,6 +223,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             )
         if guidance is not None and (audio is not None or face_video is not None):
             raise ValueError("`guidance` is already drawn, so `audio` and `face_video` cannot be combined with it.")
+        if guidance is not None and fps is not None:
+            raise ValueError(
+                f"`fps` is {fps}, but `guidance` is already drawn, at its own {guidance.fps:g} frames/s: leave `fps` out."
+            )
         if audio is not None and face_video is not None:
             raise ValueError("`audio` and `face_video` were both given, but the face has one driver.")
         if audio is not None and self.audio_motion_encoder is None:
@@ -411,7 +415,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         height, width = reference.height, reference.width
         if guidance is not None:
             guidance.check(height, width)
-            return Driver(frame_index(len(guidance), num_frames, extend), fps or guidance.fps, guidance=guidance)
+            return Driver(frame_index(len(guidance), num_frames, extend), guidance.fps, guidance=guidance)
 
         face_source, face_index = None, None
         if video is not None:
@@ -1135,7 +1139,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             height (`int`, *optional*), width (`int`, *optional*):
                 The generation size in pixels; by default the picture's aspect at the repository's area.
             num_frames (`int`, *optional*): Frames to make; the driver's when `None`.
-            fps (`float`, *optional*): Frames per second; the driver's when `None`, else the driver is resampled.
+            fps (`float`, *optional*):
+                Frames per second; the driver's when `None`, else the driver is resampled, which `guidance` cannot be.
             num_inference_steps (`int`, *optional*): Denoising steps; the repository's default when `None`.
             guidance_scale (`float`, *optional*):
                 Classifier-free guidance on reference and motion; the repository's default when `None` (2.5 for

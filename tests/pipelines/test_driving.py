@@ -170,6 +170,8 @@ def test_pseudo_references_are_made_with_the_arguments_of_the_call(pipe, referen
 
 def test_motion_at_another_rate(pipe, references, motion):
     assert len(pipe.prepare_guidance(references, motion=motion, fps=12)) == 7
+    with pytest.raises(ValueError, match=r"`fps` is 0, but has to be positive"):
+        pipe.prepare_guidance(references, motion=motion, fps=0)
 
 
 def test_memory_of_a_stream_does_not_grow_with_the_length(pipe, references, motion):
