@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -956,6 +957,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         negative_text = {"encoder_hidden_states": negative_prompt_embeds}
 
         # 4. Generate the segments
+        extra_step_kwargs = {}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            extra_step_kwargs["generator"] = generator
         segments = list(iterate_segments(len(driver), segment_frames, 1, temporal_scale, full=wan_animate))
         decoder_state = {}
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
@@ -1042,7 +1046,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                         )
                     else:
                         prediction = noise_pred["cond"]
-                    sample = self.scheduler.step(prediction, t, sample, return_dict=False)[0]
+                    sample = self.scheduler.step(prediction, t, sample, **extra_step_kwargs, return_dict=False)[0]
 
                     if callback_on_step_end is not None:
                         callback_kwargs = {}

@@ -244,6 +244,14 @@ def test_schedulers_swap(pipe, picture, guidance, scheduler, arguments):
     assert (few - euler).abs().mean() < 0.1 * euler.abs().mean()
 
 
+def test_a_scheduler_that_adds_noise_takes_the_generator(pipe, picture, guidance):
+    scheduler = diffusers.FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
+    noisy = DreamActorPipeline(**{**pipe.components, "scheduler": scheduler})
+    noisy.set_progress_bar_config(disable=True)
+    latents = [run(noisy, picture, guidance, seed, output_type="latent").frames for seed in (0, 0, 1)]
+    assert torch.equal(latents[0], latents[1]) and not torch.allclose(latents[0], latents[2])
+
+
 def test_callbacks_see_and_change_the_latents(pipe, picture, guidance):
     steps = []
 
