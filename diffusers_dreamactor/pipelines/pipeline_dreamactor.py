@@ -338,14 +338,21 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             `list[Reference]`
 
         Raises:
-            ValueError: When the pose is needed and there is no person in the first picture.
+            ValueError: When the pose is needed and there is no person in the first picture, or when a ready `Reference`
+                has another size than is asked for.
         """
         images = list(image) if isinstance(image, list | tuple) else [image]
         references = []
         for i, picture in enumerate(images):
             if isinstance(picture, Reference):
+                size = (height or picture.height, width or picture.width)
+                if (picture.height, picture.width) != size:
+                    raise ValueError(
+                        f"`image` has a reference of {picture.width}x{picture.height} pixels, but the generation size is"
+                        f" {size[1]}x{size[0]}: prepare all references at that size."
+                    )
                 references.append(picture)
-                height, width = picture.height, picture.width
+                height, width = size
                 continue
             pose = reference_motion if i == 0 else None
             if pose is None and (need_motion or not self.config.wan_animate):
@@ -1141,7 +1148,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 The parts that follow the driver; the rest stays as in the reference. With `retarget=False`, head and
                 body follow the driver together.
             height (`int`, *optional*), width (`int`, *optional*):
-                The generation size in pixels; by default the picture's aspect at the repository's area.
+                The generation size in pixels; by default the picture's aspect at the repository's area, or the size of a
+                ready `Reference`, which cannot be another.
             num_frames (`int`, *optional*): Frames to make; the driver's when `None`.
             fps (`float`, *optional*):
                 Frames per second; the driver's when `None`, else the driver is resampled, which `guidance` cannot be.

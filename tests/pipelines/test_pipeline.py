@@ -323,6 +323,14 @@ def test_bad_arguments(pipe, picture, guidance, arguments, message):
         pipe(picture, guidance=guidance, **{**SIZE, **arguments})
 
 
+def test_references_have_the_size_that_is_asked_for(pipe, picture, guidance):
+    ready, other = reference(pipe, picture), pipe.motion_processor.reference(picture, None, 32, 64)
+    with pytest.raises(ValueError, match=r"`image` has a reference of 64x64 pixels.* size is 64x128"):
+        pipe(ready, guidance=guidance, height=128)
+    with pytest.raises(ValueError, match=r"`image` has a reference of 64x32 pixels.* size is 64x64"):
+        pipe([ready, other], guidance=guidance)
+
+
 def test_bad_drivers_and_pictures(pipe, picture, guidance, tmp_path):
     with pytest.raises(ValueError, match="No driver"):
         pipe(picture)
