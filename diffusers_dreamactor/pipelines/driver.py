@@ -123,6 +123,7 @@ class Driver:
             motion.width,
             frames=None if self.face_video is None else iterate_frames(self.face_video, face_index),
             segment_frames=segments[0].num_frames,
+            overlap=int(len(segments) > 1),
         )
         for segment, guidance in zip(segments, drawn):
             if self.motion_tokens is not None:

@@ -123,6 +123,15 @@ def test_who_drives_the_body_is_not_looked_for_in_the_face_video(pipe, reference
         pipe.prepare_guidance(references, face_video=face, person=(500, 450))
 
 
+def test_a_single_frame(pipe, references, motion):
+    guidance = pipe.prepare_guidance(references, motion=motion, num_frames=1)
+    both = pipe.prepare_guidance(references, motion=motion, num_frames=2)
+    np.testing.assert_array_equal(guidance.skeleton, both.skeleton[:1])
+    direct = generate(pipe, references, motion=motion, num_frames=1)
+    assert direct.shape[2] == 1
+    torch.testing.assert_close(direct, generate(pipe, references, guidance=guidance))
+
+
 def test_a_looped_driver_turns_back(pipe, references, motion):
     guidance = pipe.prepare_guidance(references, motion=motion, num_frames=20, extend="loop")
     for forth, back in ((12, 14), (11, 15), (8, 18)):
