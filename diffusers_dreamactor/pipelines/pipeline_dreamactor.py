@@ -772,7 +772,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but this segment needs {shape}.")
+            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but this video needs {shape}.")
         return latents.to(self._execution_device, torch.float32)
 
     def make_pseudo_references(self, reference: Reference, count: int, **call_arguments) -> list[Reference]:
@@ -909,6 +909,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             person=person,
             extend=extend,
         )
+        if latents is not None:
+            num_latent_frames = latent_length(segment_frames if wan_animate else len(driver), temporal_scale)
+            num_latent_frames += int(wan_animate)
+            latents = self.prepare_latents(batch_size, num_latent_frames, height, width, generator, latents)
         if num_pseudo_references > 0:
             references += self.make_pseudo_references(
                 references[0],
@@ -1188,8 +1192,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 Ready text states `(1 or B, L, text_dim)`.
             generator (`torch.Generator` or a list of B, *optional*): For determinism.
             latents (`torch.Tensor`, *optional*):
-                The noise of the whole video, `(B, C, T, h, w)`; for Wan-Animate weights that of the first segment with
-                the reference's frame before it.
+                The noise of the whole video, `(B, C, T, h, w)` with T = ceil((frames - 1) / 4) + 1; for Wan-Animate weights
+                that of one whole segment with the reference's frame before it.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `(pipeline, step, timestep, callback_kwargs)`.

@@ -136,8 +136,22 @@ def test_given_noise_is_used(pipe, picture, guidance):
     noise = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(3))
     first = run(pipe, picture, guidance, seed=0, latents=noise).frames
     assert torch.equal(first, run(pipe, picture, guidance, seed=1, latents=noise).frames)
-    with pytest.raises(ValueError, match=r"`latents` has the shape .* needs"):
-        run(pipe, picture, guidance, latents=noise[:, :, :4])
+
+
+@pytest.mark.parametrize("kind, num_latent_frames", [("pipe", 5), ("wan_pipe", 4)])
+def test_noise_of_another_length_is_refused_before_anything_is_made(
+    request, kind, num_latent_frames, picture, guidance
+):
+    pipe = request.getfixturevalue(kind)
+    noise = torch.randn(1, 16, 6, 8, 8, generator=torch.Generator().manual_seed(3))
+    steps = []
+    arguments = {"callback_on_step_end": lambda *_: steps.append(None) or {}, "output_type": "latent"}
+    for wrong in (num_latent_frames - 1, num_latent_frames + 1):
+        with pytest.raises(ValueError, match=rf"`latents` has the shape .*needs \(1, 16, {num_latent_frames}, 8, 8\)"):
+            run(pipe, picture, guidance, latents=noise[:, :, :wrong], **arguments)
+    assert not steps
+    run(pipe, picture, guidance, latents=noise[:, :, :num_latent_frames], **arguments)
+    assert len(steps) == 4
 
 
 @pytest.mark.parametrize("changed", ["skeleton", "sphere", "face"])
