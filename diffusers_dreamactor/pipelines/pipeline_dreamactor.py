@@ -331,15 +331,16 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 at the area of the motion processor's config.
             reference_motion (`MotionSequence`, *optional*): The pose in the first picture (one frame, in the picture's
                 own pixels), when it is known; otherwise the capture finds it.
-            need_motion (`bool`): Whether the pose is needed, for retargeting.
+            need_motion (`bool`): Whether the pose is needed: for retargeting, where only the face has a driver, and for
+                pseudo-references.
             reference_person (*optional*): Which person of the first picture, as in `__call__`.
 
         Returns:
             `list[Reference]`
 
         Raises:
-            ValueError: When the pose is needed and there is no person in the first picture, or when a ready `Reference`
-                has another size than is asked for.
+            ValueError: When the pose is needed and there is no person in the first picture or no pose in a ready
+                `Reference`, or when a `Reference` has another size than is asked for.
         """
         images = list(image) if isinstance(image, list | tuple) else [image]
         references = []
@@ -361,6 +362,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             reference = self.motion_processor.reference(picture, pose, height, width)
             height, width = reference.height, reference.width
             references.append(reference)
+        if need_motion and references[0].motion is None:
+            raise ValueError(
+                "`image` is a reference without a known pose, but retargeting, a face driven alone and pseudo-references"
+                " need one: pass a picture, with `reference_motion` when the capture finds nobody in it."
+            )
         return references
 
     def find_pose(self, picture: PIL.Image.Image, person=None, required: bool = True) -> MotionSequence | None:
@@ -380,8 +386,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         except NoPersonError as error:
             if required:
                 raise ValueError(
-                    "No person was found in `image`: pass `retarget=False` to draw the driver's motion where it is, or"
-                    " another picture."
+                    "No person was found in `image`: pass another picture, the pose in it as `reference_motion`, or, to"
+                    " draw a driver's motion where it is, `retarget=False`."
                 ) from error
             logger.warning("No person was found in `image`: the reference goes without its pose, which costs quality.")
         except (ImportError, OSError) as error:

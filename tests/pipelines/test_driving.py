@@ -230,6 +230,22 @@ def test_a_picture_without_a_person(pipe, media, motion):
     assert latents.shape[2] == 2
 
 
+def test_a_reference_without_a_pose(pipe, picture, motion):
+    unknown = pipe.motion_processor.reference(picture, None, 64, 64)
+    face_video = np.zeros((5, 64, 64, 3), dtype=np.uint8)
+    guidance = pipe.prepare_guidance(unknown, motion=motion, retarget=False)
+    for driver in (
+        {"motion": motion},
+        {"audio": np.zeros(16000, dtype=np.float32), "retarget": False},
+        {"face_video": face_video},
+        {"guidance": guidance, "num_pseudo_references": 1},
+    ):
+        with pytest.raises(ValueError, match="`image` is a reference without a known pose.*`reference_motion`"):
+            generate(pipe, unknown, **driver)
+    with pytest.raises(ValueError, match="`image` is a reference without a known pose"):
+        pipe.prepare_guidance(unknown, motion=motion)
+
+
 def test_a_video_without_a_person(pipe, media, references):
     gray = [PIL.Image.new("RGB", (64, 64), "gray")] * 3
     with pytest.raises(ValueError, match="shows no person"):
