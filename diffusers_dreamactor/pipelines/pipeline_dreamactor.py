@@ -287,6 +287,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             raise ValueError('`background_video` and `mask_video` are for `mode="replace"` only.')
         if reference_guidance_scale is not None and self.config.wan_animate:
             raise ValueError("`reference_guidance_scale` was given, but Wan-Animate weights always see the reference.")
+        if self.transformer.config.image_dim is not None and None in (self.image_encoder, self.image_processor):
+            raise ValueError(
+                "The `transformer` takes CLIP states of the picture (its `image_dim` is"
+                f" {self.transformer.config.image_dim}), but this pipeline has no `image_encoder` and `image_processor`."
+            )
         if self.transformer.config.text_dim is None:
             texts = (prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
             if any(text is not None for text in texts):

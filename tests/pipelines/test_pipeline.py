@@ -345,6 +345,13 @@ def test_references_have_the_size_that_is_asked_for(pipe, picture, guidance):
         pipe([ready, other], guidance=guidance)
 
 
+def test_a_transformer_with_image_states_needs_an_image_encoder(pipe, picture, guidance):
+    transformer = DreamActorTransformer3DModel(**{**pipe.transformer.config, "image_dim": 16})
+    lacking = DreamActorPipeline(**{**pipe.components, "transformer": transformer})
+    with pytest.raises(ValueError, match=r"`image_dim` is 16.* no `image_encoder`"):
+        run(lacking, picture, guidance)
+
+
 def test_bad_drivers_and_pictures(pipe, picture, guidance, tmp_path):
     with pytest.raises(ValueError, match="No driver"):
         pipe(picture)
