@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from diffusers_dreamactor import MotionSequence
-from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions
+from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
 from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
@@ -63,6 +63,16 @@ def test_animate_real_videos_with_their_sound(tmp_path, media):
         assert main([*command, "--output", str(output), *QUICK]) == 0
         count, measured, audio = probe(output)
         assert (count, audio) == (5, sounds) and float(measured) == pytest.approx(rate)
+
+
+def test_speech_needs_a_person_in_the_picture(tmp_path, media, capsys):
+    save_random_pipeline(tmp_path / "model")
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "gray.png")
+    command = ["animate", str(tmp_path / "gray.png"), "--audio", str(media / "talk.wav"), "--no-retarget"]
+    command += ["--model", str(tmp_path / "model")]
+    assert main([*command, "--output", str(tmp_path / "out.mp4"), *QUICK]) == 1
+    assert "dreamactor: error: No person was found in `image`" in capsys.readouterr().err
+    assert not (tmp_path / "out.mp4").exists()
 
 
 def test_capture_writes_a_motion(tmp_path, media, capture_models):

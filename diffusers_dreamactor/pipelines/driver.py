@@ -77,6 +77,8 @@ class Driver:
         guidance (`MotionGuidance`, *optional*): Guidance that was drawn before; nothing else is then needed.
         motion (`MotionSequence`, *optional*): The motion, already in pixels of the generation size.
         face_video (`VideoReader`, *optional*): Where the face crops are cut from, when the motion has none.
+        face_index (`np.ndarray` of shape `(num_frames,)`, *optional*): Which frame of `face_video` each frame of the
+            video takes, when it is another than `index` says.
         face_crop (`PIL.Image.Image`, *optional*): The reference's own face, held when the face is not driven.
         motion_tokens (`np.ndarray` of shape `(num_frames, motion_dim)`, *optional*): Face motion tokens from speech.
         processor (`MotionGuidanceProcessor`, *optional*): Draws the motion.
@@ -87,6 +89,7 @@ class Driver:
     guidance: MotionGuidance | None = None
     motion: MotionSequence | None = None
     face_video: VideoReader | None = None
+    face_index: np.ndarray | None = None
     face_crop: PIL.Image.Image | None = None
     motion_tokens: np.ndarray | None = None
     processor: MotionGuidanceProcessor | None = None
@@ -113,12 +116,14 @@ class Driver:
             return
 
         motion = self.motion.take(index)
+        face_index = index if self.face_index is None else self.face_index[position]
         drawn = self.processor.stream(
             motion,
             motion.height,
             motion.width,
-            frames=None if self.face_video is None else iterate_frames(self.face_video, index),
+            frames=None if self.face_video is None else iterate_frames(self.face_video, face_index),
             segment_frames=segments[0].num_frames,
+            overlap=int(len(segments) > 1),
         )
         for segment, guidance in zip(segments, drawn):
             if self.motion_tokens is not None:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -195,6 +196,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         num_frames,
         fps,
         extend,
+        retarget=True,
         num_inference_steps=1,
         reference_guidance_scale=None,
         segment_frames=5,
@@ -223,6 +225,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             )
         if guidance is not None and (audio is not None or face_video is not None):
             raise ValueError("`guidance` is already drawn, so `audio` and `face_video` cannot be combined with it.")
+        if guidance is not None and fps is not None:
+            raise ValueError(
+                f"`fps` is {fps}, but `guidance` is already drawn, at its own {guidance.fps:g} frames/s: leave `fps` out."
+            )
         if audio is not None and face_video is not None:
             raise ValueError("`audio` and `face_video` were both given, but the face has one driver.")
         if audio is not None and self.audio_motion_encoder is None:
@@ -230,6 +236,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         unknown = sorted(set(drive) - set(PARTS))
         if isinstance(drive, str) or unknown or not drive:
             raise ValueError(f"`drive` is {drive!r}, but has to be a non-empty tuple of parts out of {PARTS}.")
+        if not retarget and (video is not None or motion is not None) and not {"head", "body"} <= set(drive):
+            raise ValueError(
+                f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
+                ' "head" and "body"; `align="none"` keeps the driver\'s place and size with any `drive`.'
+            )
         if isinstance(image, list | tuple) and len(image) == 0:
             raise ValueError("`image` is an empty list, but at least one reference picture is needed.")
         for name, value in (("height", height), ("width", width)):
@@ -277,6 +288,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             raise ValueError('`background_video` and `mask_video` are for `mode="replace"` only.')
         if reference_guidance_scale is not None and self.config.wan_animate:
             raise ValueError("`reference_guidance_scale` was given, but Wan-Animate weights always see the reference.")
+        if self.transformer.config.image_dim is not None and None in (self.image_encoder, self.image_processor):
+            raise ValueError(
+                "The `transformer` takes CLIP states of the picture (its `image_dim` is"
+                f" {self.transformer.config.image_dim}), but this pipeline has no `image_encoder` and `image_processor`."
+            )
         if self.transformer.config.text_dim is None:
             texts = (prompt, prompt_embeds, negative_prompt, negative_prompt_embeds)
             if any(text is not None for text in texts):
@@ -321,21 +337,29 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 at the area of the motion processor's config.
             reference_motion (`MotionSequence`, *optional*): The pose in the first picture (one frame, in the picture's
                 own pixels), when it is known; otherwise the capture finds it.
-            need_motion (`bool`): Whether the pose is needed, for retargeting.
+            need_motion (`bool`): Whether the pose is needed: for retargeting, where only the face has a driver, and for
+                pseudo-references.
             reference_person (*optional*): Which person of the first picture, as in `__call__`.
 
         Returns:
             `list[Reference]`
 
         Raises:
-            ValueError: When the pose is needed and there is no person in the first picture.
+            ValueError: When the pose is needed and there is no person in the first picture or no pose in a ready
+                `Reference`, or when a `Reference` has another size than is asked for.
         """
         images = list(image) if isinstance(image, list | tuple) else [image]
         references = []
         for i, picture in enumerate(images):
             if isinstance(picture, Reference):
+                size = (height or picture.height, width or picture.width)
+                if (picture.height, picture.width) != size:
+                    raise ValueError(
+                        f"`image` has a reference of {picture.width}x{picture.height} pixels, but the generation size is"
+                        f" {size[1]}x{size[0]}: prepare all references at that size."
+                    )
                 references.append(picture)
-                height, width = picture.height, picture.width
+                height, width = size
                 continue
             pose = reference_motion if i == 0 else None
             if pose is None and (need_motion or not self.config.wan_animate):
@@ -344,6 +368,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             reference = self.motion_processor.reference(picture, pose, height, width)
             height, width = reference.height, reference.width
             references.append(reference)
+        if need_motion and references[0].motion is None:
+            raise ValueError(
+                "`image` is a reference without a known pose, but retargeting, a face driven alone and pseudo-references"
+                " need one: pass a picture, with `reference_motion` when the capture finds nobody in it."
+            )
         return references
 
     def find_pose(self, picture: PIL.Image.Image, person=None, required: bool = True) -> MotionSequence | None:
@@ -363,8 +392,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         except NoPersonError as error:
             if required:
                 raise ValueError(
-                    "No person was found in `image`: pass `retarget=False` to draw the driver's motion where it is, or"
-                    " another picture."
+                    "No person was found in `image`: pass another picture, the pose in it as `reference_motion`, or, to"
+                    " draw a driver's motion where it is, `retarget=False`."
                 ) from error
             logger.warning("No person was found in `image`: the reference goes without its pose, which costs quality.")
         except (ImportError, OSError) as error:
@@ -406,9 +435,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         height, width = reference.height, reference.width
         if guidance is not None:
             guidance.check(height, width)
-            return Driver(frame_index(len(guidance), num_frames, extend), fps or guidance.fps, guidance=guidance)
+            return Driver(frame_index(len(guidance), num_frames, extend), guidance.fps, guidance=guidance)
 
-        face_source = None
+        face_source, face_index = None, None
         if video is not None:
             face_source = VideoReader(video, fps=fps, num_frames=None if extend else num_frames)
             motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
@@ -419,11 +448,23 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         own_pose = motion is None
         motion_tokens = None
         if face_video is not None:
-            rate = fps if own_pose else motion.fps
-            face_source = VideoReader(face_video, fps=rate, num_frames=None if extend else num_frames)
-            face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
             if own_pose:
+                face_source = VideoReader(face_video, fps=fps, num_frames=None if extend else num_frames)
+                face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
                 motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
+            else:
+                index = frame_index(motion.num_frames, num_frames, extend)
+                face_source = VideoReader(face_video, fps=motion.fps, num_frames=len(index))
+                if len(face_source) < len(index) and extend is None:
+                    raise ValueError(
+                        f"`face_video` has {len(face_source)} frames at {motion.fps:g} frames/s, but the video has"
+                        f" {len(index)}: pass a longer one, `num_frames` of at most {len(face_source)}, or `extend`."
+                    )
+                # `person` is in the other driver's pixels
+                face_motion = self.find_capture().capture(face_source, progress=self.show_progress)
+                face_index = frame_index(len(face_source), len(index), extend)
+                num_frames = len(face_index)
+                motion, face_motion = motion.take(index[:num_frames]), face_motion.take(face_index)
             motion = MotionSequence.compose(face=face_motion, head=motion, body=motion)
         if audio is not None:
             rate = fps or (self.config.fps if own_pose else motion.fps)
@@ -435,6 +476,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         face_crop = None
         if "face" not in drive:
             face_source, face_crop, motion_tokens = None, reference.face_crop, None
+            motion = dataclasses.replace(motion, face=None)
         if retarget_motion and not own_pose:
             motion = retarget(
                 motion, reference.motion, height, width, align=align, bone_scale=bone_scale, drive=tuple(drive)
@@ -446,6 +488,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             motion.fps,
             motion=motion,
             face_video=face_source,
+            face_index=face_index,
             face_crop=face_crop,
             motion_tokens=motion_tokens,
             processor=self.motion_processor,
@@ -480,7 +523,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         Returns:
             `MotionGuidance`: At the generation size.
         """
-        self.check_inputs(image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend)
+        self.check_inputs(
+            image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend, retarget
+        )
         need_motion = retarget or (video is None and motion is None)
         reference = self.prepare_references(image, height, width, reference_motion, need_motion, reference_person)[0]
         driver = self.prepare_driver(
@@ -737,7 +782,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         if latents is None:
             return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         if tuple(latents.shape) != shape:
-            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but this segment needs {shape}.")
+            raise ValueError(f"`latents` has the shape {tuple(latents.shape)}, but this video needs {shape}.")
         return latents.to(self._execution_device, torch.float32)
 
     def make_pseudo_references(self, reference: Reference, count: int, **call_arguments) -> list[Reference]:
@@ -831,6 +876,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             num_frames,
             fps,
             extend,
+            retarget,
             num_inference_steps,
             reference_guidance_scale,
             segment_frames,
@@ -873,13 +919,26 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             person=person,
             extend=extend,
         )
+        if latents is not None:
+            num_latent_frames = latent_length(segment_frames if wan_animate else len(driver), temporal_scale)
+            num_latent_frames += int(wan_animate)
+            latents = self.prepare_latents(batch_size, num_latent_frames, height, width, generator, latents)
         if num_pseudo_references > 0:
             references += self.make_pseudo_references(
                 references[0],
                 num_pseudo_references,
                 num_inference_steps=num_inference_steps,
                 guidance_scale=guidance_scale,
+                reference_guidance_scale=reference_guidance_scale,
+                face_scale=face_scale,
+                pose_scale=pose_scale,
+                segment_frames=segment_frames,
+                prompt=prompt,
+                negative_prompt=negative_prompt,
+                prompt_embeds=None if prompt_embeds is None else prompt_embeds[:1],
+                negative_prompt_embeds=None if negative_prompt_embeds is None else negative_prompt_embeds[:1],
                 generator=generator[0] if isinstance(generator, list) else generator,
+                attention_kwargs=attention_kwargs,
             )
         if mode == "replace":
             background_video = VideoReader(background_video, fps=driver.fps)
@@ -890,15 +949,13 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                         f"`{name}` has {len(scene)} frames at {driver.fps:g} frames/s, but the video has {len(driver)}."
                     )
 
-        self._guidance_scale = guidance_scale
-        self._reference_guidance_scale = reference_guidance_scale
-        self._attention_kwargs = attention_kwargs
+        do_classifier_free_guidance = guidance_scale > 1 or reference_guidance_scale is not None
         self._current_timestep = None
         self._interrupt = False
 
         # 3. Encode what is the same for all segments
         prompt_embeds = self.encode_prompt(prompt, prompt_embeds, batch_size)
-        if self.do_classifier_free_guidance:
+        if do_classifier_free_guidance:
             negative_prompt_embeds = self.encode_prompt(
                 negative_prompt, negative_prompt_embeds, batch_size, negative=True
             )
@@ -921,6 +978,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         negative_text = {"encoder_hidden_states": negative_prompt_embeds}
 
         # 4. Generate the segments
+        extra_step_kwargs = {}
+        if "generator" in inspect.signature(self.scheduler.step).parameters:
+            extra_step_kwargs["generator"] = generator
         segments = list(iterate_segments(len(driver), segment_frames, 1, temporal_scale, full=wan_animate))
         decoder_state = {}
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
@@ -931,13 +991,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             progress_bar = stack.enter_context(self.progress_bar(total=len(segments) * num_inference_steps))
             drawn = driver.stream(segments, beyond="reflect" if wan_animate else "hold")
             for segment, segment_guidance in zip(segments, drawn):
-                # 4.1 Encode the guidance of this segment
-                pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
-                motion_tokens = self.encode_face(segment_guidance, batch_size)
+                # 4.1 Start from the state of this call, whatever ran since the segment before
+                self._guidance_scale = guidance_scale
+                self._reference_guidance_scale = reference_guidance_scale
+                self._attention_kwargs = attention_kwargs
+                self.transformer._reset_stateful_cache()
                 for cache in caches.values():
                     cache.start_segment()
 
-                # 4.2 Prepare the latents, and the mask and condition channels
+                # 4.2 Encode the guidance of this segment
+                pose_latents = self.encode_pose(segment_guidance, batch_size, pose_scale)
+                motion_tokens = self.encode_face(segment_guidance, batch_size)
+
+                # 4.3 Prepare the latents, and the mask and condition channels
                 num_latent_frames = latent_length(segment.num_frames, temporal_scale)
                 first = segment.start // temporal_scale
                 if wan_animate:
@@ -957,19 +1023,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                     else:
                         condition = initial_latent_condition(sample, last_latent, temporal_scale)
 
-                # 4.3 Collect the conditions of each guidance branch
+                # 4.4 Collect the conditions of each guidance branch
                 movement = {"pose_hidden_states": pose_latents, "motion_hidden_states": motion_tokens}
                 branches = {"cond": text | appearance | movement}
                 if reference_guidance_scale is not None:
                     branches["reference"] = text | appearance
-                if self.do_classifier_free_guidance:
+                if do_classifier_free_guidance:
                     if wan_animate:
                         blank = {"motion_hidden_states": self.encode_blank_face(segment.num_frames, batch_size)}
                         branches["uncond"] = negative_text | appearance | movement | blank
                     else:
                         branches["uncond"] = negative_text
 
-                # 4.4 Denoise
+                # 4.5 Denoise
                 self.scheduler.set_timesteps(num_inference_steps, device=device)
                 timesteps = self.scheduler.timesteps
                 self._num_timesteps = len(timesteps)
@@ -1001,7 +1067,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                         )
                     else:
                         prediction = noise_pred["cond"]
-                    sample = self.scheduler.step(prediction, t, sample, return_dict=False)[0]
+                    sample = self.scheduler.step(prediction, t, sample, **extra_step_kwargs, return_dict=False)[0]
 
                     if callback_on_step_end is not None:
                         callback_kwargs = {}
@@ -1011,7 +1077,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                     if (i + 1) % self.scheduler.order == 0 or i == len(timesteps) - 1:
                         progress_bar.update()
 
-                # 4.5 Decode the new frames and hand over to the next segment
+                # 4.6 Decode the new frames and hand over to the next segment
                 if wan_animate:
                     sample = sample[:, :, 1:]
                     overlap = int(segment.start > 0)
@@ -1089,13 +1155,18 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
             guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
             audio (path or `np.ndarray`, *optional*): Speech that drives the face.
-            face_video (as `video`, *optional*): Another driver for the face.
+            face_video (as `video`, *optional*):
+                Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
+                longer face video is cut, a shorter one needs `num_frames` or `extend`.
             drive (`tuple[str, ...]`, defaults to `("face", "head", "body")`):
-                The parts that follow the driver; the rest stays as in the reference.
+                The parts that follow the driver; the rest stays as in the reference. With `retarget=False`, head and
+                body follow the driver together.
             height (`int`, *optional*), width (`int`, *optional*):
-                The generation size in pixels; by default the picture's aspect at the repository's area.
+                The generation size in pixels; by default the picture's aspect at the repository's area, or the size of a
+                ready `Reference`, which cannot be another.
             num_frames (`int`, *optional*): Frames to make; the driver's when `None`.
-            fps (`float`, *optional*): Frames per second; the driver's when `None`, else the driver is resampled.
+            fps (`float`, *optional*):
+                Frames per second; the driver's when `None`, else the driver is resampled, which `guidance` cannot be.
             num_inference_steps (`int`, *optional*): Denoising steps; the repository's default when `None`.
             guidance_scale (`float`, *optional*):
                 Classifier-free guidance on reference and motion; the repository's default when `None` (2.5 for
@@ -1110,9 +1181,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             align (`str`, defaults to `"framing"`): How it is fitted, see [`~motion.retarget.retarget`].
             bone_scale (`dict[str, float]`, *optional*): Length factors of groups of bones, e.g. `{"arm": 1.2}`.
             person (*optional*): Which person drives: an index by size, a click `(x, y)` or a box `(x0, y0, x1, y1)` in
-                pixels of the driver's first frame; the largest when `None`.
+                pixels of the driver's first frame; the largest when `None`. Of a `face_video` beside another driver it
+                is always the largest.
             extend (`str`, *optional*):
-                What to do when `num_frames` is more than the driver has: `"hold"`, `"loop"` or `"stop"`.
+                What to do when the driver, or the `face_video`, has too few frames: `"hold"`, `"loop"` or `"stop"`.
             reference_motion (`MotionSequence`, *optional*):
                 The person's pose in the (first) picture when it is known, one frame in the picture's own pixels; the
                 capture finds it otherwise.
@@ -1130,8 +1202,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 Ready text states `(1 or B, L, text_dim)`.
             generator (`torch.Generator` or a list of B, *optional*): For determinism.
             latents (`torch.Tensor`, *optional*):
-                The noise of the whole video, `(B, C, T, h, w)`; for Wan-Animate weights that of the first segment with
-                the reference's frame before it.
+                The noise of the whole video, `(B, C, T, h, w)` with T = ceil((frames - 1) / 4) + 1; for Wan-Animate weights
+                that of one whole segment with the reference's frame before it.
             output_type (`str`, defaults to `"pil"`): `"pil"`, `"np"`, `"pt"` or `"latent"`.
             return_dict (`bool`, defaults to `True`): Whether to return an output object or a tuple.
             callback_on_step_end (`Callable`, *optional*): Called as `(pipeline, step, timestep, callback_kwargs)`.

@@ -7,6 +7,8 @@ import torch
 
 from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
+from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
 from ..motion.stick_figure import StickFigure
 
@@ -64,6 +66,19 @@ def test_parts_that_are_not_driven_stay_as_in_the_reference(pipe, references, mo
     assert body.face is None or (body.face == body.face[:1]).all()
 
 
+def test_without_retargeting_head_and_body_go_together(pipe, references, motion):
+    for drive in (("face",), ("body",), ("face", "head")):
+        with pytest.raises(ValueError, match=r"`drive` is \('.*`retarget=False`.*\"head\" and \"body\""):
+            pipe.prepare_guidance(references, motion=motion, retarget=False, drive=drive)
+    full = pipe.prepare_guidance(references, motion=motion, retarget=False)
+    for face_crop in (references[0].face_crop, None):
+        reference = dataclasses.replace(references[0], face_crop=face_crop)
+        faceless = pipe.prepare_guidance(reference, motion=motion, retarget=False, drive=("head", "body"))
+        np.testing.assert_array_equal(faceless.skeleton, full.skeleton)
+        assert full.face is not None
+        assert faceless.face is None if face_crop is None else (faceless.face == faceless.face[:1]).all()
+
+
 def test_speech_moves_only_the_face(pipe, references):
     rate = pipe.audio_feature_extractor.sampling_rate
     time = np.arange(rate) / rate
@@ -80,6 +95,43 @@ def test_speech_moves_only_the_face(pipe, references):
     assert len(pipe.prepare_guidance(references, audio=speech, fps=30, num_frames=10)) == 10
 
 
+def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, media):
+    frame = next(iter(VideoReader(media / "carphone.mp4", num_frames=1))).astype(np.float32)
+    brighter = np.stack([0.7 * frame + 15 * i for i in range(5)]).astype(np.uint8)
+    drive = {"motion": motion, "face_video": brighter}
+    with pytest.raises(ValueError, match=r"`face_video` has 5 frames.*the video has 14.*`num_frames` of at most 5"):
+        pipe.prepare_guidance(references, **drive)
+    short = pipe.prepare_guidance(references, num_frames=3, **drive)
+    body = pipe.prepare_guidance(references, motion=motion, num_frames=3)
+    np.testing.assert_array_equal(short.skeleton, body.skeleton)
+    assert len(short) == len(short.face) == 3
+    assert len(pipe.prepare_guidance(references, extend="stop", **drive)) == 5
+    # the face turns back where its own video ends, while the body goes on
+    looped = pipe.prepare_guidance(references, extend="loop", **drive)
+    change = np.sign(np.diff(looped.face.mean(axis=(1, 2, 3))))
+    assert change.tolist() == [1] * 4 + [-1] * 4 + [1] * 4 + [-1]
+    assert (looped.skeleton[3] != looped.skeleton[5]).any()
+
+
+def test_who_drives_the_body_is_not_looked_for_in_the_face_video(pipe, references, media):
+    body = np.stack([np.asarray(PIL.Image.open(media / "reference_scholar.jpeg").convert("RGB"))] * 2)
+    face = np.stack(list(VideoReader(media / "carphone.mp4", num_frames=2)))
+    # a click that lies outside the smaller picture of the face video
+    guidance = pipe.prepare_guidance(references, video=body, face_video=face, person=(500, 450))
+    assert len(guidance) == 2 and guidance.face is not None
+    with pytest.raises(ValueError, match=r"`person` is the point \(500, 450\)"):
+        pipe.prepare_guidance(references, face_video=face, person=(500, 450))
+
+
+def test_a_single_frame(pipe, references, motion):
+    guidance = pipe.prepare_guidance(references, motion=motion, num_frames=1)
+    both = pipe.prepare_guidance(references, motion=motion, num_frames=2)
+    np.testing.assert_array_equal(guidance.skeleton, both.skeleton[:1])
+    direct = generate(pipe, references, motion=motion, num_frames=1)
+    assert direct.shape[2] == 1
+    torch.testing.assert_close(direct, generate(pipe, references, guidance=guidance))
+
+
 def test_a_looped_driver_turns_back(pipe, references, motion):
     guidance = pipe.prepare_guidance(references, motion=motion, num_frames=20, extend="loop")
     for forth, back in ((12, 14), (11, 15), (8, 18)):
@@ -93,8 +145,42 @@ def test_pseudo_references_change_the_video(pipe, references, motion):
     assert plain.shape == more.shape and (plain - more).abs().max() > 1e-4
 
 
+def test_pseudo_references_are_made_with_the_arguments_of_the_call(pipe, references, motion):
+    transformer = DreamActorTransformer3DModel(**{**pipe.transformer.config, "text_dim": 8, "text_context_length": 4})
+    text_pipe = DreamActorPipeline(**{**pipe.components, "transformer": transformer}, segment_frames=33)
+    text_pipe.set_progress_bar_config(disable=True)
+    calls = []
+    transformer.register_forward_pre_hook(lambda module, args, kwargs: calls.append(kwargs), with_kwargs=True)
+    prompt_embeds, negative_prompt_embeds = torch.randn(2, 2, 4, 8, generator=torch.Generator().manual_seed(0))
+    generate(
+        text_pipe,
+        references,
+        motion=motion,
+        num_frames=5,
+        segment_frames=17,
+        guidance_scale=2.0,
+        reference_guidance_scale=1.5,
+        face_scale=0.5,
+        pose_scale=0.0,
+        num_pseudo_references=1,
+        num_videos_per_prompt=2,
+        prompt_embeds=prompt_embeds,
+        negative_prompt_embeds=negative_prompt_embeds,
+        attention_kwargs={"scale": 0.5},
+    )
+    # the turn, of the repository's 33 frames, is made in two segments, each with three branches, by itself
+    first_stage = [call for call in calls if call["hidden_states"].shape[0] == 1]
+    assert len(first_stage) == 6 and all(call["hidden_states"].shape[2] == 5 for call in first_stage)
+    assert all(call["face_scale"] == 0.5 and call["attention_kwargs"] == {"scale": 0.5} for call in first_stage)
+    assert not first_stage[0]["pose_hidden_states"].any()
+    for call, text in zip(first_stage, [prompt_embeds, prompt_embeds, negative_prompt_embeds] * 2):
+        assert torch.equal(call["encoder_hidden_states"], text[:1])
+
+
 def test_motion_at_another_rate(pipe, references, motion):
     assert len(pipe.prepare_guidance(references, motion=motion, fps=12)) == 7
+    with pytest.raises(ValueError, match=r"`fps` is 0, but has to be positive"):
+        pipe.prepare_guidance(references, motion=motion, fps=0)
 
 
 def test_memory_of_a_stream_does_not_grow_with_the_length(pipe, references, motion):
@@ -142,6 +228,22 @@ def test_a_picture_without_a_person(pipe, media, motion):
         generate(pipe, empty, motion=motion)
     latents = generate(pipe, empty, motion=motion, retarget=False, num_frames=5)
     assert latents.shape[2] == 2
+
+
+def test_a_reference_without_a_pose(pipe, picture, motion):
+    unknown = pipe.motion_processor.reference(picture, None, 64, 64)
+    face_video = np.zeros((5, 64, 64, 3), dtype=np.uint8)
+    guidance = pipe.prepare_guidance(unknown, motion=motion, retarget=False)
+    for driver in (
+        {"motion": motion},
+        {"audio": np.zeros(16000, dtype=np.float32), "retarget": False},
+        {"face_video": face_video},
+        {"guidance": guidance, "num_pseudo_references": 1},
+    ):
+        with pytest.raises(ValueError, match="`image` is a reference without a known pose.*`reference_motion`"):
+            generate(pipe, unknown, **driver)
+    with pytest.raises(ValueError, match="`image` is a reference without a known pose"):
+        pipe.prepare_guidance(unknown, motion=motion)
 
 
 def test_a_video_without_a_person(pipe, media, references):

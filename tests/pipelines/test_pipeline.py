@@ -101,6 +101,19 @@ def test_stream_yields_what_the_call_returns(pipe, picture, guidance):
     assert torch.equal(torch.cat([part.frames for part in parts], dim=1), expected)
 
 
+def test_a_call_between_two_segments_changes_nothing(pipe, picture, guidance):
+    expected = run(pipe, picture, guidance, guidance_scale=2.5).frames
+    arguments = {**SIZE, "guidance": guidance, "output_type": "pt"}
+    stream = pipe.stream(
+        reference(pipe, picture), guidance_scale=2.5, generator=torch.Generator().manual_seed(0), **arguments
+    )
+    parts = [next(stream).frames]
+    run(pipe, picture, guidance, seed=1, guidance_scale=1.0)
+    parts += [part.frames for part in stream]
+    assert torch.equal(torch.cat(parts, dim=1), expected)
+    assert pipe.guidance_scale == 2.5 and pipe.do_classifier_free_guidance
+
+
 def test_a_segment_starts_from_the_last_latent_of_the_one_before(pipe, picture, guidance):
     inputs = []
     handle = pipe.transformer.register_forward_pre_hook(
@@ -123,8 +136,22 @@ def test_given_noise_is_used(pipe, picture, guidance):
     noise = torch.randn(1, 16, 5, 8, 8, generator=torch.Generator().manual_seed(3))
     first = run(pipe, picture, guidance, seed=0, latents=noise).frames
     assert torch.equal(first, run(pipe, picture, guidance, seed=1, latents=noise).frames)
-    with pytest.raises(ValueError, match=r"`latents` has the shape .* needs"):
-        run(pipe, picture, guidance, latents=noise[:, :, :4])
+
+
+@pytest.mark.parametrize("kind, num_latent_frames", [("pipe", 5), ("wan_pipe", 4)])
+def test_noise_of_another_length_is_refused_before_anything_is_made(
+    request, kind, num_latent_frames, picture, guidance
+):
+    pipe = request.getfixturevalue(kind)
+    noise = torch.randn(1, 16, 6, 8, 8, generator=torch.Generator().manual_seed(3))
+    steps = []
+    arguments = {"callback_on_step_end": lambda *_: steps.append(None) or {}, "output_type": "latent"}
+    for wrong in (num_latent_frames - 1, num_latent_frames + 1):
+        with pytest.raises(ValueError, match=rf"`latents` has the shape .*needs \(1, 16, {num_latent_frames}, 8, 8\)"):
+            run(pipe, picture, guidance, latents=noise[:, :, :wrong], **arguments)
+    assert not steps
+    run(pipe, picture, guidance, latents=noise[:, :, :num_latent_frames], **arguments)
+    assert len(steps) == 4
 
 
 @pytest.mark.parametrize("changed", ["skeleton", "sphere", "face"])
@@ -231,6 +258,14 @@ def test_schedulers_swap(pipe, picture, guidance, scheduler, arguments):
     assert (few - euler).abs().mean() < 0.1 * euler.abs().mean()
 
 
+def test_a_scheduler_that_adds_noise_takes_the_generator(pipe, picture, guidance):
+    scheduler = diffusers.FlowMatchLCMScheduler.from_config(pipe.scheduler.config)
+    noisy = DreamActorPipeline(**{**pipe.components, "scheduler": scheduler})
+    noisy.set_progress_bar_config(disable=True)
+    latents = [run(noisy, picture, guidance, seed, output_type="latent").frames for seed in (0, 0, 1)]
+    assert torch.equal(latents[0], latents[1]) and not torch.allclose(latents[0], latents[2])
+
+
 def test_callbacks_see_and_change_the_latents(pipe, picture, guidance):
     steps = []
 
@@ -278,7 +313,6 @@ def test_more_frames_than_the_driver_has(pipe, picture, guidance, extend, expect
         ({"width": -16}, r"`width` is -16"),
         ({"num_frames": -1}, r"`num_frames` is -1"),
         ({"num_frames": 0}, r"`num_frames` is 0"),
-        ({"fps": 0}, r"`fps` is 0"),
         ({"drive": ()}, r"`drive` is \(\)"),
         ({"drive": "face"}, r"`drive` is 'face'"),
         ({"drive": ("leg",)}, r"`drive` is \('leg',\).*body"),
@@ -294,12 +328,28 @@ def test_more_frames_than_the_driver_has(pipe, picture, guidance, extend, expect
         ({"background_video": "x.mp4"}, r"`background_video`"),
         ({"num_pseudo_references": -1}, r"`num_pseudo_references` is -1"),
         ({"audio": "a.wav"}, r"`guidance` is already drawn"),
+        ({"fps": 12}, r"`fps` is 12, but `guidance` is already drawn, at its own 25 frames/s"),
         ({"height": 32, "width": 32}, r"`guidance` is 64x64 pixels, but the generation size is 32x32"),
     ],
 )
 def test_bad_arguments(pipe, picture, guidance, arguments, message):
     with pytest.raises(ValueError, match=message):
         pipe(picture, guidance=guidance, **{**SIZE, **arguments})
+
+
+def test_references_have_the_size_that_is_asked_for(pipe, picture, guidance):
+    ready, other = reference(pipe, picture), pipe.motion_processor.reference(picture, None, 32, 64)
+    with pytest.raises(ValueError, match=r"`image` has a reference of 64x64 pixels.* size is 64x128"):
+        pipe(ready, guidance=guidance, height=128)
+    with pytest.raises(ValueError, match=r"`image` has a reference of 64x32 pixels.* size is 64x64"):
+        pipe([ready, other], guidance=guidance)
+
+
+def test_a_transformer_with_image_states_needs_an_image_encoder(pipe, picture, guidance):
+    transformer = DreamActorTransformer3DModel(**{**pipe.transformer.config, "image_dim": 16})
+    lacking = DreamActorPipeline(**{**pipe.components, "transformer": transformer})
+    with pytest.raises(ValueError, match=r"`image_dim` is 16.* no `image_encoder`"):
+        run(lacking, picture, guidance)
 
 
 def test_bad_drivers_and_pictures(pipe, picture, guidance, tmp_path):
@@ -347,6 +397,21 @@ def test_first_block_cache_runs_per_branch(picture, guidance):
     expected = run(pipe, picture, guidance, num_inference_steps=4).frames
     pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=0.0))
     torch.testing.assert_close(run(pipe, picture, guidance, num_inference_steps=4).frames, expected)
+
+
+@pytest.mark.parametrize("num_frames", [10, 17])
+def test_first_block_cache_starts_anew_with_each_segment(picture, num_frames):
+    """A threshold that skips whatever it may: the first step of a segment, shorter or not, still runs all blocks."""
+    from diffusers import FirstBlockCacheConfig
+
+    pipe = random_pipeline()
+    pipe.set_progress_bar_config(disable=True)
+    pipe.transformer.enable_cache(FirstBlockCacheConfig(threshold=1e9))
+    calls = []
+    handle = pipe.transformer.blocks[-1].attn1.register_forward_hook(lambda *_: calls.append(None))
+    run(pipe, picture, make_guidance(num_frames), guidance_scale=1.0)
+    handle.remove()
+    assert len(calls) == 2
 
 
 def test_import_registers_the_classes():
