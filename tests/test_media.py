@@ -243,6 +243,8 @@ def test_pictures_in_memory():
     cut = VideoReader(frames, fps=12, num_frames=3)
     assert len(cut) == 3 and numbers(cut) == [0, 1, 2] and len(VideoReader(cut)) == 3
     assert numbers(VideoReader(cut, fps=24)) == [0, 0, 1, 1, 2, 2]
+    assert numbers(VideoReader(cut, num_frames=5)) == [0, 1, 2] and numbers(VideoReader(cut, num_frames=2)) == [0, 1]
+    assert numbers(VideoReader(cut, fps=6, num_frames=5)) == [0, 2]
     next(iter(reader))[:] = 7
     assert frames[0].max() != 7 or number_of(frames[0]) == 0
 
@@ -275,6 +277,12 @@ def test_bad_pictures_are_named(video, message):
 def test_bad_rates_are_named(fps):
     with pytest.raises(ValueError, match="`fps`"):
         VideoReader(np.zeros((2, 8, 8, 3), np.uint8), fps=fps)
+
+
+@pytest.mark.parametrize("num_frames", [0, -5, 2.5])
+def test_bad_numbers_of_frames_are_named(num_frames):
+    with pytest.raises(ValueError, match=f"`num_frames` must be a positive whole number, but is {num_frames}"):
+        VideoReader(np.zeros((2, 8, 8, 3), np.uint8), num_frames=num_frames)
 
 
 def test_bad_files_are_named(tmp_path):
