@@ -181,6 +181,7 @@ class VideoWriter:
         self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
+        self._closed = False
         self.num_frames = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -252,9 +253,14 @@ class VideoWriter:
             next(self._sound)  # Adds its stream: all streams must be there before the first packet.
 
     def close(self) -> None:
-        """Finishes the file and gives it its name. Raises `ValueError` when no frame was written."""
+        """
+        Finishes the file and gives it its name; a second call does nothing. Raises `ValueError` when no frame was written.
+        """
+        if self._closed:
+            return
         if self._container is None:
             raise ValueError(f"No frame was written, so there is no video: {self.path}")
+        self._closed = True
         try:
             for stream in self._container.streams:
                 if stream.codec_context is not None and stream.codec_context.is_open:

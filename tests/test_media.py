@@ -353,6 +353,15 @@ def test_writer_gives_what_was_written(tmp_path):
         assert (context.name, context.pix_fmt, context.colorspace) == ("h264", "yuv420p", 1)
 
 
+def test_a_writer_may_be_closed_twice(tmp_path):
+    with VideoWriter(tmp_path / "out.mp4", 24) as writer:
+        writer.write([numbered_frame(i) for i in range(3)])
+        writer.close()
+        writer.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+    assert numbers(VideoReader(tmp_path / "out.mp4")) == [0, 1, 2]
+
+
 @pytest.mark.parametrize("suffix", [".mkv", ".mov", ".m4v"])
 def test_other_containers(tmp_path, suffix):
     path = tmp_path / f"out{suffix}"
