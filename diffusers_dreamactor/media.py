@@ -141,9 +141,9 @@ class VideoWriter:
         path (`str` or `os.PathLike`): ends in .mp4, .m4v, .mov or .mkv; missing folders are made.
         fps (`float` or `Fraction`): frames in a second.
         audio (`str`, `os.PathLike` or `(samples, rate)`, *optional*):
-            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16 or
-            floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is when `audio_start` is 0;
-            other sound is encoded to AAC.
+            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16
+            (scaled to [-1, 1]) or floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is
+            when `audio_start` is 0; other sound is encoded to AAC.
         audio_start (`float`, defaults to 0.0): seconds into the sound at which the first frame is shown.
         crf (`int`, defaults to 18): H.264's constant rate factor, 0 (lossless) to 51.
 

@@ -447,6 +447,18 @@ def test_sound_is_in_step_and_cut_to_the_video(tmp_path, rate):
     np.testing.assert_allclose(copied[:15000], heard[:15000], atol=1e-5)
 
 
+def test_whole_numbers_are_16_bit_samples(tmp_path):
+    frames, sound = [numbered_frame(i) for i in range(25)], sine(1)
+    save_video(frames, tmp_path / "floats.mp4", 25, (sound, 16000))
+    save_video(frames, tmp_path / "integers.mp4", 25, ((sound * 32768).astype(np.int16), 16000))
+    heard = load_audio(tmp_path / "integers.mp4")
+    assert 0.4 < np.abs(heard).max() < 0.6
+    np.testing.assert_allclose(heard, load_audio(tmp_path / "floats.mp4"), atol=0.01)
+    for dtype in (np.int32, np.uint8):
+        with pytest.raises(ValueError, match=f"`audio` samples have dtype {np.dtype(dtype)}, but int16 or a floating"):
+            save_video(frames, tmp_path / "other.mp4", 25, (np.ones(16000, dtype), 16000))
+
+
 def test_sound_that_starts_later_or_ends_earlier(tmp_path):
     frames = [numbered_frame(i) for i in range(50)]
     stereo = np.stack([chirp(4, 24000), -0.5 * chirp(4, 24000)])
