@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from PIL import Image
 
+from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.tensor_file import read_arrays, write_arrays
 from .body_skeleton import BodySkeletonProcessor
@@ -245,7 +246,7 @@ def _stack_pictures(name: str, pictures: Sequence[Image.Image]) -> np.ndarray:
             raise ValueError(
                 f"`{name}` has pictures of several sizes: {pictures[0].size} first, {picture.size} at frame {index}."
             )
-    return np.stack([np.asarray(picture.convert("RGB")).transpose(2, 0, 1) for picture in pictures])
+    return np.stack([np.asarray(to_rgb(picture)).transpose(2, 0, 1) for picture in pictures])
 
 
 def _to_pixels(frames: np.ndarray, device: torch.device | str | None, dtype: torch.dtype) -> torch.Tensor:

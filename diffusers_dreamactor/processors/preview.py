@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..frame_sources import to_rgb
 from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 
@@ -53,7 +54,7 @@ class Preview:
         self._background = None
         if reference is not None:
             picture = reference if isinstance(reference, Image.Image) else reference.image
-            picture = picture.convert("RGB").resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
+            picture = to_rgb(picture).resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
             self._background = np.asarray(picture, dtype=np.float32) * REFERENCE_BRIGHTNESS
         self._font = ImageFont.load_default(size=max(10, self.panel_height // 24))
 

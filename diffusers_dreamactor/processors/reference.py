@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.wan.image_processor import WanAnimateImageProcessor
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.skeleton import BODY, JOINT_INDEX
 from .face_motion import FaceMotionProcessor
@@ -231,7 +232,7 @@ class ReferenceProcessor(ProcessorMixin):
 
 def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.Image:
     """
-    A picture as upright RGB: EXIF orientation applied, transparent parts white.
+    A picture as upright RGB: EXIF orientation applied, transparent parts white, 16-bit grey scaled to 8 bits.
 
     Args:
         image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
@@ -263,10 +264,11 @@ def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.I
             f"`image` is a {type(image).__name__}, but it has to be a PIL image, a path or a uint8 array."
         )
     image = ImageOps.exif_transpose(image)
+    picture = to_rgb(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        opacity = image.convert("RGBA").getchannel("A")
+        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), opacity)
+    return picture
 
 
 def pick_complementary_frames(motion: MotionSequence, count: int = 3) -> list[int]:
