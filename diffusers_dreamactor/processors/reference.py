@@ -108,7 +108,8 @@ class ReferenceProcessor(ProcessorMixin):
 
         Raises:
             OSError: no such file, or no picture in it.
-            ValueError: a size that is not a multiple of `size_multiple`, or another type of picture.
+            ValueError: a size that is not a multiple of `size_multiple`, a pose in pixels of another size than the upright
+                picture's, or another type of picture.
         """
         picture = load_picture(image)
         pad = self.config.pad and height is not None and width is not None
@@ -116,6 +117,11 @@ class ReferenceProcessor(ProcessorMixin):
         motion = capture
         if not (capture is None or isinstance(capture, MotionSequence)):
             motion = getattr(capture, "capture", capture)(picture)
+        if motion is not None and (motion.width, motion.height) != picture.size:
+            raise ValueError(
+                f"`capture` (the pipeline's `reference_motion`) is in pixels of a {motion.width}x{motion.height} picture, "
+                f"but the upright picture is {picture.width}x{picture.height}: `resize_motion` brings it there."
+            )
         if pad:
             window = _whole_window(picture, height, width)
             padded = WanAnimateImageProcessor(resample="bilinear").resize(picture, height, width, resize_mode="fill")

@@ -206,6 +206,19 @@ def test_grey_of_16_bits_keeps_its_shades(tmp_path, mode):
         assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((0, 16)) == (128, 128, 128)
 
 
+def test_a_pose_in_pixels_of_another_picture(stick_figure, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    coordinate_picture(120, 80).save(tmp_path / "turned.png", exif=exif)
+    pose = stick_figure(1, 120, 80, turn=0)
+    processor = ReferenceProcessor(area=96 * 64)
+    assert processor(tmp_path / "turned.png", pose).motion.body is not None
+    message = "`capture` .* is in pixels of a 80x120 picture, but the upright picture is 120x80"
+    for capture in (pose, lambda picture: pose):
+        with pytest.raises(ValueError, match=message):
+            processor(coordinate_picture(120, 80), capture)
+
+
 def test_bad_pictures(tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     with pytest.raises(FileNotFoundError, match="`image` names no file"):
