@@ -74,6 +74,22 @@ def test_capture_writes_a_motion(tmp_path, media, capture_models):
     assert probe(tmp_path / "motion.preview.mp4")[0] == 4
 
 
+@pytest.mark.parametrize(
+    "command, output, message",
+    [
+        (["demo"], "out.gif", "has to end in .mp4 or .m4v or .mov or .mkv"),
+        (["demo"], "nowhere/out.mp4", "the folder nowhere does not exist"),
+        (["capture", "missing.mp4"], "out.mp4", "has to end in .safetensors"),
+        (["capture", "missing.mp4"], "nowhere/out.safetensors", "the folder nowhere does not exist"),
+    ],
+)
+def test_where_to_write_is_checked_first(tmp_path, monkeypatch, capsys, command, output, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--output", output]) == 1
+    assert f"`--output` is {output}, but {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor_names_what_is_there(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -87,6 +103,10 @@ def test_doctor_names_what_is_there(capsys):
         ({"--driving": "text.mp4"}, "text.mp4"),
         ({"--driving": "text.safetensors"}, "text.safetensors"),
         ({"--output": "nowhere/out.mp4"}, "nowhere"),
+        (
+            {"--output": "out.gif", "--model": "no/such/folder"},
+            "`--output` is out.gif, but has to end in .mp4 or .m4v",
+        ),
         ({"--size": "60x64"}, "`width` is 60"),
         ({"--frames": "-1"}, "`num_frames` is -1"),
         ({"--frames": "500"}, "hold"),
