@@ -190,7 +190,7 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
         height,
         width,
         reference_motion=driving.pop("reference_motion", None),
-        need_motion=not args.no_retarget,
+        need_motion=not args.no_retarget or (video is None and motion is None) or args.pseudo_references > 0,
         reference_person=driving.pop("reference_person", None),
     )
     if args.preview or args.preview_only:

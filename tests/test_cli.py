@@ -3,7 +3,7 @@ import pytest
 from PIL import Image
 
 from diffusers_dreamactor import MotionSequence
-from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions
+from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
 from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
@@ -72,6 +72,20 @@ def test_capture_writes_a_motion(tmp_path, media, capture_models):
     motion = MotionSequence.load(output)
     assert len(motion) == 4 and motion.face.crops.shape == (4, 64, 64, 3)
     assert probe(tmp_path / "motion.preview.mp4")[0] == 4
+
+
+@pytest.mark.parametrize("need", ["--pseudo-references", "--audio"])
+def test_a_pose_that_is_needed_without_retargeting(tmp_path, capsys, media, need):
+    save_random_pipeline(tmp_path / "model")
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "nobody.png")
+    command = ["animate", str(tmp_path / "nobody.png"), "--output", str(tmp_path / "out.mp4"), "--no-retarget"]
+    if need == "--audio":
+        command += ["--audio", str(media / "talk.wav")]
+    else:
+        command += ["--driving", str(bundled_motions()["talk"]), "--pseudo-references", "1"]
+    assert main([*command, "--model", str(tmp_path / "model"), *QUICK]) == 1
+    assert "No person was found in `image`" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "nobody.png"]
 
 
 @pytest.mark.parametrize(
