@@ -169,6 +169,7 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
     import torch
 
     from diffusers_dreamactor.media import VideoReader, VideoWriter
+    from diffusers_dreamactor.pipelines.driver import frame_index
 
     height, width = args.size or (None, None)
     output = Path(args.output)
@@ -195,9 +196,12 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
     )
     if args.preview or args.preview_only:
         guidance = pipe.prepare_guidance(references, **source, **driving)
-        driver = None if video is None else VideoReader(video, fps=args.fps, num_frames=len(guidance))
+        driver, index = None, None
+        if video is not None:
+            driver = VideoReader(video, fps=args.fps)
+            index = frame_index(len(driver), len(guidance), args.extend)
         preview = output.with_suffix(".preview.mp4")
-        guidance.preview(driver=driver, reference=references[0]).save(preview)
+        guidance.preview(driver=driver, reference=references[0], index=index).save(preview)
         print(f"dreamactor: wrote {preview}")
         if args.preview_only:
             return

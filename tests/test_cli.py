@@ -5,6 +5,7 @@ from PIL import Image
 from diffusers_dreamactor import MotionSequence
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
 from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
+from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
@@ -72,6 +73,16 @@ def test_capture_writes_a_motion(tmp_path, media, capture_models):
     motion = MotionSequence.load(output)
     assert len(motion) == 4 and motion.face.crops.shape == (4, 64, 64, 3)
     assert probe(tmp_path / "motion.preview.mp4")[0] == 4
+
+
+@pytest.mark.parametrize("extend", ["hold", "loop"])
+def test_preview_of_a_driver_that_is_extended(tmp_path, media, extend):
+    short = tmp_path / "short.mp4"
+    save_video(list(VideoReader(media / "carphone.mp4", num_frames=3)), short, 12)
+    output = tmp_path / "out.mp4"
+    command = ["animate", str(media / "reference_scholar.jpeg"), "--driving", str(short), "--output", str(output)]
+    assert main([*command, *QUICK, "--extend", extend, "--preview-only"]) == 0
+    assert probe(tmp_path / "out.preview.mp4")[0] == 5
 
 
 @pytest.mark.parametrize("need", ["--pseudo-references", "--audio"])

@@ -197,18 +197,20 @@ class MotionGuidance:
         """Frames `start` to `stop` for the face motion encoder: `(1, F, 3, S, S)` in [-1, 1], or `None` without faces."""
         return None if self.face is None else _to_pixels(self.face[start:stop], device, dtype).unsqueeze(0)
 
-    def preview(self, driver=None, reference=None) -> Preview:
+    def preview(self, driver=None, reference=None, index: np.ndarray | None = None) -> Preview:
         """
         The guidance to look at: driver, skeleton over the dimmed reference, head sphere and face crop side by side.
 
         Args:
-            driver (*optional*): the driving video's frames, one for each frame of the guidance, as `VideoReader` takes them.
+            driver (*optional*): the driving video's frames, as `VideoReader` takes them.
             reference (`PIL.Image.Image` or `Reference`, *optional*): the reference at the generation size.
+            index (`np.ndarray` of shape `(F,)`, *optional*): which frame of the driver each frame of the guidance takes, such
+                as `pipelines.driver.frame_index(len(driver), len(guidance), "loop")`; one after the other when `None`.
 
         Returns:
             `Preview`: `.frames` are PIL pictures, `.save("preview.mp4")` (or `.gif`, or `.png` for a contact sheet).
         """
-        return Preview(self, driver=driver, reference=reference)
+        return Preview(self, driver=driver, reference=reference, index=index)
 
     def save(self, path: str | os.PathLike) -> None:
         """
