@@ -128,6 +128,15 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
 
 
+def check_output(output: str, suffixes: tuple[str, ...]) -> None:
+    """Raises what is wrong with `--output` before any work is done for it."""
+    path = Path(output)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"`--output` is {output}, but has to end in {' or '.join(suffixes)}.")
+    if not path.parent.is_dir():
+        raise OSError(f"`--output` is {output}, but the folder {path.parent} does not exist.")
+
+
 def best_device() -> str:
     """`cuda`, `mps` or `cpu`."""
     import torch
@@ -160,11 +169,10 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
     import torch
 
     from diffusers_dreamactor.media import VideoReader, VideoWriter
+    from diffusers_dreamactor.pipelines.driver import frame_index
 
     height, width = args.size or (None, None)
     output = Path(args.output)
-    if not output.parent.is_dir():
-        raise OSError(f"`--output` is {args.output}, but the folder {output.parent} does not exist.")
     driving = {
         "drive": args.drive,
         "height": height,
@@ -188,9 +196,12 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
     )
     if args.preview or args.preview_only:
         guidance = pipe.prepare_guidance(references, **source, **driving)
-        driver = None if video is None else VideoReader(video, fps=args.fps, num_frames=len(guidance))
+        driver, index = None, None
+        if video is not None:
+            driver = VideoReader(video, fps=args.fps)
+            index = frame_index(len(driver), len(guidance), args.extend)
         preview = output.with_suffix(".preview.mp4")
-        guidance.preview(driver=driver, reference=references[0]).save(preview)
+        guidance.preview(driver=driver, reference=references[0], index=index).save(preview)
         print(f"dreamactor: wrote {preview}")
         if args.preview_only:
             return
@@ -220,7 +231,9 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
 def run_animate(args: argparse.Namespace) -> None:
     """`dreamactor animate`."""
     from diffusers_dreamactor import MotionSequence
+    from diffusers_dreamactor.media import VIDEO_SUFFIXES
 
+    check_output(args.output, VIDEO_SUFFIXES)
     arguments = {"reference_person": args.reference_person}
     if args.audio:
         arguments["audio"] = args.audio
@@ -237,12 +250,14 @@ def run_demo(args: argparse.Namespace) -> None:
     """`dreamactor demo`."""
     from diffusers_dreamactor import MotionSequence
     from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
+    from diffusers_dreamactor.media import VIDEO_SUFFIXES
 
     avatars, motions = bundled_avatars(), bundled_motions()
     if args.list:
         print("avatars:", ", ".join(avatars))
         print("motions:", ", ".join(motions))
         return
+    check_output(args.output, VIDEO_SUFFIXES)
     avatar, motion = args.avatar or next(iter(avatars)), args.motion or next(iter(motions))
     for name, choice, choices in (("--avatar", avatar, avatars), ("--motion", motion, motions)):
         if choice not in choices:
@@ -267,6 +282,7 @@ def run_capture(args: argparse.Namespace) -> None:
             return
     if args.video is None or args.output is None:
         raise ValueError("`capture` needs a video and `--output`, or `--download` alone.")
+    check_output(args.output, (".safetensors",))
     reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
     capture = MediaPipeCapture.from_pretrained(args.models)
     motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)

@@ -32,6 +32,14 @@ def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) ->
     return np.array([i * step.numerator // step.denominator for i in range(count)], dtype=np.int64)
 
 
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """A PIL image as 8-bit RGB. Grey of 16 bits is scaled to 8, where Pillow would clip it to white."""
+    # Pillow also holds 16 bits as "I", the mode of 32-bit integers; values up to 255 there are those of 8 bits.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.getextrema()[1] > 255):
+        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+    return picture.convert("RGB")
+
+
 def _floats_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"`{name}` holds values that are not finite (NaN or infinity).")
@@ -105,7 +113,7 @@ class FramesInMemory:
     def _picture(self, index: int) -> np.ndarray:
         frame = self._frames[index]
         if isinstance(frame, Image.Image):
-            return np.array(frame.convert("RGB"))
+            return np.array(to_rgb(frame))
         return frame.copy() if frame.dtype == np.uint8 else _floats_to_uint8(frame, self._name)
 
     def decode(self, indices: Iterable[int]) -> Iterator[np.ndarray]:

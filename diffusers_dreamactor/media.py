@@ -54,7 +54,8 @@ class VideoReader:
             For a file or a reader the rate to resample to (default: its own; the average of a variable rate). For frames
             in memory the rate that they have (default 24).
         num_frames (`int`, *optional*):
-            Read only so many frames from the start, when there are more.
+            Read only so many frames from the start, when there are more. A reader of a reader that was cut short has no
+            more than that.
 
     Attributes:
         rate (`Fraction`): frames in a second, exact, e.g. 30000/1001; `fps` is the same as a float.
@@ -64,19 +65,22 @@ class VideoReader:
 
     Raises:
         FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        ValueError: a file that is no video, has no video stream or no frames; arrays of a wrong shape, type or range.
+        ValueError: a file that is no video, has no video stream or no frames; arrays of a wrong shape, type or range; a
+            `num_frames` that is not a positive whole number.
     """
 
     def __init__(self, video, fps: float | Fraction | None = None, num_frames: int | None = None):
         rate = None if fps is None else _as_rate(fps)
+        if num_frames is not None and (num_frames < 1 or num_frames % 1):
+            raise ValueError(f"`num_frames` must be a positive whole number, but is {num_frames}.")
         self._indices = None
         if isinstance(video, VideoReader):
             self._source = video._source
             self._native_rate = video._native_rate
             self.rate = rate or video.rate
-            if num_frames is None:
-                # A reader that was cut short stays so, at any rate.
-                num_frames = -int(-video.num_frames * self.rate // video.rate)
+            # A reader that was cut short stays so, at any rate.
+            kept = -int(-video.num_frames * self.rate // video.rate)
+            num_frames = kept if num_frames is None else min(num_frames, kept)
             if rate is None or rate == video.rate:
                 self._indices = video._indices
             else:
@@ -92,7 +96,7 @@ class VideoReader:
         self.width, self.height = self._source.width, self._source.height
         self.num_frames = self._source.num_frames if self._indices is None else len(self._indices)
         if num_frames is not None:
-            self.num_frames = min(self.num_frames, num_frames)
+            self.num_frames = min(self.num_frames, int(num_frames))
         self.path, self.has_audio = self._source.path, self._source.has_audio
 
     def _resampled(self, rate: Fraction) -> np.ndarray | None:
@@ -137,9 +141,9 @@ class VideoWriter:
         path (`str` or `os.PathLike`): ends in .mp4, .m4v, .mov or .mkv; missing folders are made.
         fps (`float` or `Fraction`): frames in a second.
         audio (`str`, `os.PathLike` or `(samples, rate)`, *optional*):
-            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16 or
-            floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is when `audio_start` is 0;
-            other sound is encoded to AAC.
+            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16
+            (scaled to [-1, 1]) or floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is
+            when `audio_start` is 0; other sound is encoded to AAC.
         audio_start (`float`, defaults to 0.0): seconds into the sound at which the first frame is shown.
         crf (`int`, defaults to 18): H.264's constant rate factor, 0 (lossless) to 51.
 
@@ -177,6 +181,7 @@ class VideoWriter:
         self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
+        self._closed = False
         self.num_frames = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -248,9 +253,14 @@ class VideoWriter:
             next(self._sound)  # Adds its stream: all streams must be there before the first packet.
 
     def close(self) -> None:
-        """Finishes the file and gives it its name. Raises `ValueError` when no frame was written."""
+        """
+        Finishes the file and gives it its name; a second call does nothing. Raises `ValueError` when no frame was written.
+        """
+        if self._closed:
+            return
         if self._container is None:
             raise ValueError(f"No frame was written, so there is no video: {self.path}")
+        self._closed = True
         try:
             for stream in self._container.streams:
                 if stream.codec_context is not None and stream.codec_context.is_open:

@@ -74,7 +74,10 @@ def time_origin(container) -> float:
 
 
 def check_samples(samples, rate) -> tuple[np.ndarray, int]:
-    """Samples in memory as `(channels, n)` float32, and their rate. Raises `ValueError` for another shape or type."""
+    """
+    Samples in memory as `(channels, n)` float32, and their rate. int16 is scaled to [-1, 1); floating-point values are
+    taken as they are. Raises `ValueError` for another shape or type, other whole numbers among them.
+    """
     samples = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
     if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
         raise ValueError(f"`audio` needs a sampling rate that is a positive whole number, but got {rate!r}.")

@@ -5,6 +5,7 @@ from PIL import Image
 from diffusers_dreamactor import MotionSequence
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
 from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
+from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
@@ -84,6 +85,46 @@ def test_capture_writes_a_motion(tmp_path, media, capture_models):
     assert probe(tmp_path / "motion.preview.mp4")[0] == 4
 
 
+@pytest.mark.parametrize("extend", ["hold", "loop"])
+def test_preview_of_a_driver_that_is_extended(tmp_path, media, extend):
+    short = tmp_path / "short.mp4"
+    save_video(list(VideoReader(media / "carphone.mp4", num_frames=3)), short, 12)
+    output = tmp_path / "out.mp4"
+    command = ["animate", str(media / "reference_scholar.jpeg"), "--driving", str(short), "--output", str(output)]
+    assert main([*command, *QUICK, "--extend", extend, "--preview-only"]) == 0
+    assert probe(tmp_path / "out.preview.mp4")[0] == 5
+
+
+@pytest.mark.parametrize("need", ["--pseudo-references", "--audio"])
+def test_a_pose_that_is_needed_without_retargeting(tmp_path, capsys, media, need):
+    save_random_pipeline(tmp_path / "model")
+    Image.new("RGB", (64, 64), "gray").save(tmp_path / "nobody.png")
+    command = ["animate", str(tmp_path / "nobody.png"), "--output", str(tmp_path / "out.mp4"), "--no-retarget"]
+    if need == "--audio":
+        command += ["--audio", str(media / "talk.wav")]
+    else:
+        command += ["--driving", str(bundled_motions()["talk"]), "--pseudo-references", "1"]
+    assert main([*command, "--model", str(tmp_path / "model"), *QUICK]) == 1
+    assert "No person was found in `image`" in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "nobody.png"]
+
+
+@pytest.mark.parametrize(
+    "command, output, message",
+    [
+        (["demo"], "out.gif", "has to end in .mp4 or .m4v or .mov or .mkv"),
+        (["demo"], "nowhere/out.mp4", "the folder nowhere does not exist"),
+        (["capture", "missing.mp4"], "out.mp4", "has to end in .safetensors"),
+        (["capture", "missing.mp4"], "nowhere/out.safetensors", "the folder nowhere does not exist"),
+    ],
+)
+def test_where_to_write_is_checked_first(tmp_path, monkeypatch, capsys, command, output, message):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, "--output", output]) == 1
+    assert f"`--output` is {output}, but {message}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
 def test_doctor_names_what_is_there(capsys):
     assert main(["doctor"]) == 0
     printed = capsys.readouterr().out
@@ -97,6 +138,10 @@ def test_doctor_names_what_is_there(capsys):
         ({"--driving": "text.mp4"}, "text.mp4"),
         ({"--driving": "text.safetensors"}, "text.safetensors"),
         ({"--output": "nowhere/out.mp4"}, "nowhere"),
+        (
+            {"--output": "out.gif", "--model": "no/such/folder"},
+            "`--output` is out.gif, but has to end in .mp4 or .m4v",
+        ),
         ({"--size": "60x64"}, "`width` is 60"),
         ({"--frames": "-1"}, "`num_frames` is -1"),
         ({"--frames": "500"}, "hold"),

@@ -243,6 +243,8 @@ def test_pictures_in_memory():
     cut = VideoReader(frames, fps=12, num_frames=3)
     assert len(cut) == 3 and numbers(cut) == [0, 1, 2] and len(VideoReader(cut)) == 3
     assert numbers(VideoReader(cut, fps=24)) == [0, 0, 1, 1, 2, 2]
+    assert numbers(VideoReader(cut, num_frames=5)) == [0, 1, 2] and numbers(VideoReader(cut, num_frames=2)) == [0, 1]
+    assert numbers(VideoReader(cut, fps=6, num_frames=5)) == [0, 2]
     next(iter(reader))[:] = 7
     assert frames[0].max() != 7 or number_of(frames[0]) == 0
 
@@ -275,6 +277,12 @@ def test_bad_pictures_are_named(video, message):
 def test_bad_rates_are_named(fps):
     with pytest.raises(ValueError, match="`fps`"):
         VideoReader(np.zeros((2, 8, 8, 3), np.uint8), fps=fps)
+
+
+@pytest.mark.parametrize("num_frames", [0, -5, 2.5])
+def test_bad_numbers_of_frames_are_named(num_frames):
+    with pytest.raises(ValueError, match=f"`num_frames` must be a positive whole number, but is {num_frames}"):
+        VideoReader(np.zeros((2, 8, 8, 3), np.uint8), num_frames=num_frames)
 
 
 def test_bad_files_are_named(tmp_path):
@@ -343,6 +351,15 @@ def test_writer_gives_what_was_written(tmp_path):
     with av.open(str(path)) as container:
         context = container.streams.video[0].codec_context
         assert (context.name, context.pix_fmt, context.colorspace) == ("h264", "yuv420p", 1)
+
+
+def test_a_writer_may_be_closed_twice(tmp_path):
+    with VideoWriter(tmp_path / "out.mp4", 24) as writer:
+        writer.write([numbered_frame(i) for i in range(3)])
+        writer.close()
+        writer.close()
+    assert [file.name for file in tmp_path.iterdir()] == ["out.mp4"]
+    assert numbers(VideoReader(tmp_path / "out.mp4")) == [0, 1, 2]
 
 
 @pytest.mark.parametrize("suffix", [".mkv", ".mov", ".m4v"])
@@ -428,6 +445,18 @@ def test_sound_is_in_step_and_cut_to_the_video(tmp_path, rate):
     copied = load_audio(tmp_path / "copy.mp4", 16000)
     assert len(copied) == pytest.approx(16000, abs=1100)
     np.testing.assert_allclose(copied[:15000], heard[:15000], atol=1e-5)
+
+
+def test_whole_numbers_are_16_bit_samples(tmp_path):
+    frames, sound = [numbered_frame(i) for i in range(25)], sine(1)
+    save_video(frames, tmp_path / "floats.mp4", 25, (sound, 16000))
+    save_video(frames, tmp_path / "integers.mp4", 25, ((sound * 32768).astype(np.int16), 16000))
+    heard = load_audio(tmp_path / "integers.mp4")
+    assert 0.4 < np.abs(heard).max() < 0.6
+    np.testing.assert_allclose(heard, load_audio(tmp_path / "floats.mp4"), atol=0.01)
+    for dtype in (np.int32, np.uint8):
+        with pytest.raises(ValueError, match=f"`audio` samples have dtype {np.dtype(dtype)}, but int16 or a floating"):
+            save_video(frames, tmp_path / "other.mp4", 25, (np.ones(16000, dtype), 16000))
 
 
 def test_sound_that_starts_later_or_ends_earlier(tmp_path):

@@ -11,6 +11,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from PIL import Image
 
+from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.tensor_file import read_arrays, write_arrays
 from .body_skeleton import BodySkeletonProcessor
@@ -196,18 +197,20 @@ class MotionGuidance:
         """Frames `start` to `stop` for the face motion encoder: `(1, F, 3, S, S)` in [-1, 1], or `None` without faces."""
         return None if self.face is None else _to_pixels(self.face[start:stop], device, dtype).unsqueeze(0)
 
-    def preview(self, driver=None, reference=None) -> Preview:
+    def preview(self, driver=None, reference=None, index: np.ndarray | None = None) -> Preview:
         """
         The guidance to look at: driver, skeleton over the dimmed reference, head sphere and face crop side by side.
 
         Args:
-            driver (*optional*): the driving video's frames, one for each frame of the guidance, as `VideoReader` takes them.
+            driver (*optional*): the driving video's frames, as `VideoReader` takes them.
             reference (`PIL.Image.Image` or `Reference`, *optional*): the reference at the generation size.
+            index (`np.ndarray` of shape `(F,)`, *optional*): which frame of the driver each frame of the guidance takes, such
+                as `pipelines.driver.frame_index(len(driver), len(guidance), "loop")`; one after the other when `None`.
 
         Returns:
             `Preview`: `.frames` are PIL pictures, `.save("preview.mp4")` (or `.gif`, or `.png` for a contact sheet).
         """
-        return Preview(self, driver=driver, reference=reference)
+        return Preview(self, driver=driver, reference=reference, index=index)
 
     def save(self, path: str | os.PathLike) -> None:
         """
@@ -245,7 +248,7 @@ def _stack_pictures(name: str, pictures: Sequence[Image.Image]) -> np.ndarray:
             raise ValueError(
                 f"`{name}` has pictures of several sizes: {pictures[0].size} first, {picture.size} at frame {index}."
             )
-    return np.stack([np.asarray(picture.convert("RGB")).transpose(2, 0, 1) for picture in pictures])
+    return np.stack([np.asarray(to_rgb(picture)).transpose(2, 0, 1) for picture in pictures])
 
 
 def _to_pixels(frames: np.ndarray, device: torch.device | str | None, dtype: torch.dtype) -> torch.Tensor:

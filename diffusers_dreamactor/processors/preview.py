@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ..frame_sources import to_rgb
 from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
 
 
@@ -29,12 +30,15 @@ class Preview:
 
     Args:
         guidance (`MotionGuidance`): what is shown.
-        driver (*optional*): the driving frames, one for each frame of the guidance, as `VideoReader` takes them.
+        driver (*optional*): the driving frames, as `VideoReader` takes them.
         reference (`PIL.Image.Image` or `Reference`, *optional*): the reference; resized to the guidance's size.
         panel_height (`int`, *optional*): height of the panels in pixels; the guidance's, within 192 to 480, when `None`.
+        index (`np.ndarray` of shape `(F,)`, *optional*): which frame of the driver each frame of the guidance takes, such as
+            `pipelines.driver.frame_index(len(driver), len(guidance), extend)`; one after the other when `None`.
 
     Raises:
-        ValueError: the driver has fewer frames than the guidance.
+        ValueError: the driver has fewer frames than the guidance, without an `index`; an `index` of another length than the
+            guidance, or of frames that the driver does not have.
     """
 
     def __init__(
@@ -43,17 +47,28 @@ class Preview:
         driver=None,
         reference: "Image.Image | Reference | None" = None,
         panel_height: int | None = None,
+        index: np.ndarray | None = None,
     ):
         self.guidance = guidance
         self.panel_height = panel_height or min(max(guidance.height, 192), 480)
         self.panel_height += self.panel_height % 2
         self.driver = None if driver is None else VideoReader(driver)
-        if self.driver is not None and len(self.driver) < len(guidance):
-            raise ValueError(f"`driver` has {len(self.driver)} frames, but the guidance has {len(guidance)}.")
+        if self.driver is not None and index is None and len(self.driver) < len(guidance):
+            raise ValueError(
+                f"`driver` has {len(self.driver)} frames, but the guidance has {len(guidance)}: pass the `index` of the "
+                "driver's frame that each takes, or a longer driver."
+            )
+        self.index = np.arange(len(guidance)) if index is None else np.asarray(index)
+        if len(self.index) != len(guidance):
+            raise ValueError(f"`index` has {len(self.index)} frames, but the guidance has {len(guidance)}.")
+        if self.driver is not None and not 0 <= self.index.min() <= self.index.max() < len(self.driver):
+            raise ValueError(
+                f"`index` spans {self.index.min()} to {self.index.max()}, but the driver has {len(self.driver)} frames."
+            )
         self._background = None
         if reference is not None:
             picture = reference if isinstance(reference, Image.Image) else reference.image
-            picture = picture.convert("RGB").resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
+            picture = to_rgb(picture).resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
             self._background = np.asarray(picture, dtype=np.float32) * REFERENCE_BRIGHTNESS
         self._font = ImageFont.load_default(size=max(10, self.panel_height // 24))
 
@@ -68,9 +83,13 @@ class Preview:
             for index in indices:
                 yield self._draw(index, None)
             return
-        for index, frame in enumerate(self.driver.frames(0, len(self))):
-            if index in indices:
-                yield self._draw(index, frame)
+        # `pipelines` imports this module
+        from ..pipelines.driver import iterate_frames
+
+        # frames that lie apart are sought one by one, so that what lies between them is not held
+        chunk = 64 if len(indices) == len(self) else 1
+        for index, frame in zip(indices, iterate_frames(self.driver, self.index[indices], chunk)):
+            yield self._draw(index, frame)
 
     @property
     def frames(self) -> list[Image.Image]:
@@ -121,7 +140,7 @@ class Preview:
 
     def _draw(self, index: int, driver: np.ndarray | None) -> Image.Image:
         guidance = self.guidance
-        panels = [] if driver is None else [(Image.fromarray(driver), f"driver {index}")]
+        panels = [] if driver is None else [(Image.fromarray(driver), f"driver {self.index[index]}")]
         panels.append((self._over_reference(guidance.skeleton[index]), "skeleton"))
         if guidance.sphere is not None:
             panels.append((self._over_reference(guidance.sphere[index]), "head"))

@@ -9,6 +9,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.wan.image_processor import WanAnimateImageProcessor
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.skeleton import BODY, JOINT_INDEX
 from .face_motion import FaceMotionProcessor
@@ -107,7 +108,8 @@ class ReferenceProcessor(ProcessorMixin):
 
         Raises:
             OSError: no such file, or no picture in it.
-            ValueError: a size that is not a multiple of `size_multiple`, or another type of picture.
+            ValueError: a size that is not a multiple of `size_multiple`, a pose in pixels of another size than the upright
+                picture's, or another type of picture.
         """
         picture = load_picture(image)
         pad = self.config.pad and height is not None and width is not None
@@ -115,6 +117,11 @@ class ReferenceProcessor(ProcessorMixin):
         motion = capture
         if not (capture is None or isinstance(capture, MotionSequence)):
             motion = getattr(capture, "capture", capture)(picture)
+        if motion is not None and (motion.width, motion.height) != picture.size:
+            raise ValueError(
+                f"`capture` (the pipeline's `reference_motion`) is in pixels of a {motion.width}x{motion.height} picture, "
+                f"but the upright picture is {picture.width}x{picture.height}: `resize_motion` brings it there."
+            )
         if pad:
             window = _whole_window(picture, height, width)
             padded = WanAnimateImageProcessor(resample="bilinear").resize(picture, height, width, resize_mode="fill")
@@ -231,7 +238,7 @@ class ReferenceProcessor(ProcessorMixin):
 
 def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.Image:
     """
-    A picture as upright RGB: EXIF orientation applied, transparent parts white.
+    A picture as upright RGB: EXIF orientation applied, transparent parts white, 16-bit grey scaled to 8 bits.
 
     Args:
         image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
@@ -263,10 +270,11 @@ def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.I
             f"`image` is a {type(image).__name__}, but it has to be a PIL image, a path or a uint8 array."
         )
     image = ImageOps.exif_transpose(image)
+    picture = to_rgb(image)
     if image.has_transparency_data:
-        image = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
-    return image.convert("RGB")
+        opacity = image.convert("RGBA").getchannel("A")
+        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), opacity)
+    return picture
 
 
 def pick_complementary_frames(motion: MotionSequence, count: int = 3) -> list[int]:

@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 
 from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.pipelines.driver import frame_index
 from diffusers_dreamactor.processors.guidance import MotionGuidance
 
 
@@ -35,6 +36,17 @@ def test_panels_side_by_side(guidance):
     left += skeleton + 4
     np.testing.assert_allclose(picture[30, left + 30], [0, 200, 0], atol=12)
     np.testing.assert_allclose(picture[100, -10], [150, 150, 150], atol=1)  # the face crop
+
+
+@pytest.mark.parametrize("extend, shown", [("hold", [0, 1, 2, 2, 2]), ("loop", [0, 1, 2, 1, 0])])
+def test_a_driver_that_is_extended(guidance, tmp_path, extend, shown):
+    preview = guidance.preview(driver=drivers(3), index=frame_index(3, len(guidance), extend))
+    greys = [np.asarray(frame)[100, 150].tolist() for frame in preview.frames]
+    assert greys == [[40 * index] * 3 for index in shown]
+    sheet = preview.contact_sheet(2)  # the first and the last frame
+    width, height = preview.frames[0].size
+    places = [(150, 100), (150 + width + 4, 100) if sheet.width > width else (150, 100 + height + 4)]
+    assert [sheet.getpixel(place)[0] for place in places] == [40 * shown[0], 40 * shown[-1]]
 
 
 def test_without_driver_reference_sphere_and_face(guidance):
@@ -71,6 +83,10 @@ def test_saving_as_an_animation_and_as_a_contact_sheet(guidance, tmp_path):
 def test_errors(guidance, tmp_path):
     with pytest.raises(ValueError, match="`driver` has 3 frames, but the guidance has 5"):
         guidance.preview(driver=drivers(3))
+    with pytest.raises(ValueError, match="`index` has 3 frames, but the guidance has 5"):
+        guidance.preview(driver=drivers(3), index=np.arange(3))
+    with pytest.raises(ValueError, match="`index` spans 0 to 4, but the driver has 3 frames"):
+        guidance.preview(driver=drivers(3), index=np.arange(5))
     with pytest.raises(ValueError, match="`path` must end in one of .*, but is 'preview.txt'"):
         guidance.preview().save(tmp_path / "preview.txt")
     assert not list(tmp_path.iterdir())

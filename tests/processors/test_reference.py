@@ -3,6 +3,7 @@ import pytest
 from PIL import Image
 from scipy.spatial.transform import Rotation
 
+from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.sequence import project
 from diffusers_dreamactor.motion.skeleton import JOINT_INDEX
 from diffusers_dreamactor.processors.reference import (
@@ -185,6 +186,37 @@ def test_pictures_are_upright_and_opaque(tmp_path):
     assert load_picture(palette).getpixel((0, 0)) == (10, 20, 30)
     array = np.full((5, 6, 3), 9, dtype=np.uint8)
     assert load_picture(array).size == (6, 5)
+
+
+@pytest.mark.parametrize("mode", ["I;16", "I;16B", "I"])
+def test_grey_of_16_bits_keeps_its_shades(tmp_path, mode):
+    values = np.linspace(0, 65535, 64 * 32).reshape(32, 64)
+    dtype = {"I;16": "<u2", "I;16B": ">u2", "I": "i4"}[mode]
+    deep = Image.fromarray(values.astype(dtype))
+    assert deep.mode == mode
+    for picture in (load_picture(deep), Image.fromarray(next(iter(VideoReader([deep]))))):
+        assert picture.mode == "RGB"
+        np.testing.assert_allclose(np.asarray(picture)[..., 1], values / 257, atol=1)
+    # 8 bits in a wider type are left as they are.
+    shades = np.arange(256, dtype=np.int32).reshape(8, 32)
+    np.testing.assert_array_equal(np.asarray(load_picture(Image.fromarray(shades)))[..., 0], shades)
+    if mode == "I;16":
+        deep.save(tmp_path / "clear.png", transparency=0)
+        picture = load_picture(tmp_path / "clear.png")
+        assert picture.getpixel((0, 0)) == (255, 255, 255) and picture.getpixel((0, 16)) == (128, 128, 128)
+
+
+def test_a_pose_in_pixels_of_another_picture(stick_figure, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    coordinate_picture(120, 80).save(tmp_path / "turned.png", exif=exif)
+    pose = stick_figure(1, 120, 80, turn=0)
+    processor = ReferenceProcessor(area=96 * 64)
+    assert processor(tmp_path / "turned.png", pose).motion.body is not None
+    message = "`capture` .* is in pixels of a 80x120 picture, but the upright picture is 120x80"
+    for capture in (pose, lambda picture: pose):
+        with pytest.raises(ValueError, match=message):
+            processor(coordinate_picture(120, 80), capture)
 
 
 def test_bad_pictures(tmp_path):

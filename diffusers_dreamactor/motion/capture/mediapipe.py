@@ -146,7 +146,7 @@ class MediaPipeCapture:
         if face_size is not None and face_size < 1:
             raise ValueError(f"`face_size` must be a positive number of pixels or None, but is {face_size}.")
         is_image = isinstance(video, Image.Image)
-        reader = VideoReader([video.convert("RGB")] if is_image else video, fps=fps)
+        reader = VideoReader([video] if is_image else video, fps=fps)
         what = "picture" if is_image else "video"
         with Landmarkers(self.folder) as landmarkers:
             survey = self._survey(reader, landmarkers, progress)

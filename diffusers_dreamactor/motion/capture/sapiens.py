@@ -251,7 +251,7 @@ class SapiensCapture:
             ValueError: there is nobody in the video, or not the person asked for.
         """
         is_image = isinstance(video, Image.Image)
-        reader = VideoReader([video.convert("RGB")] if is_image else video, fps=fps)
+        reader = VideoReader([video] if is_image else video, fps=fps)
         num_frames, size = len(reader), (reader.width, reader.height)
         keypoints, scores = np.zeros((num_frames, NUM_JOINTS, 2)), np.zeros((num_frames, NUM_JOINTS))
         faces, face_confidence = np.zeros((num_frames, 4)), np.zeros(num_frames)
