@@ -50,6 +50,7 @@ from diffusers_dreamactor.pipelines.driver import EXTEND, Driver, frame_index, i
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.reference import Reference, load_picture, pick_complementary_frames
+from diffusers_dreamactor.sound import check_samples
 
 
 logger = logging.get_logger(__name__)
@@ -219,6 +220,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             raise ValueError(
                 f"`{given[0]}` and `{given[1]}` were both given, but the driver is one of `video`, `motion` and `guidance`."
             )
+        for name, value, kind in (("motion", motion, MotionSequence), ("guidance", guidance, MotionGuidance)):
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(
+                    f"`{name}` is a {type(value).__name__}, but has to be a {kind.__name__}, as `{kind.__name__}.load` gives it."
+                )
         if not given and audio is None and face_video is None:
             raise ValueError(
                 "No driver was given: pass one of `video`, `motion`, `guidance`, `audio` and `face_video`."
@@ -439,7 +445,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
 
         face_source, face_index = None, None
         if video is not None:
-            face_source = VideoReader(video, fps=fps, num_frames=None if extend else num_frames)
+            face_source = VideoReader(video, fps=fps, num_frames=num_frames)
+            # too few frames are an error before they are captured
+            frame_index(len(face_source), num_frames, extend)
             motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
         elif motion is not None:
             motion.validate()
@@ -449,7 +457,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         motion_tokens = None
         if face_video is not None:
             if own_pose:
-                face_source = VideoReader(face_video, fps=fps, num_frames=None if extend else num_frames)
+                face_source = VideoReader(face_video, fps=fps, num_frames=num_frames)
+                frame_index(len(face_source), num_frames, extend)
                 face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
                 motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
             else:
@@ -609,7 +618,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         Face motion tokens from speech.
 
         Args:
-            audio: A path, or a mono waveform at the feature extractor's sampling rate.
+            audio: A path, or a waveform `(n,)`, `(1, n)` or `(2, n)` at the feature extractor's sampling rate, floating-point
+                in [-1, 1] or int16.
             fps (`float`): Frames per second of the video.
             num_frames (`int`, *optional*): Frames to make; the speech's length when `None`.
 
@@ -617,12 +627,10 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             `np.ndarray` of shape `(num_frames, motion_dim)`.
         """
         rate = self.audio_feature_extractor.sampling_rate
-        samples = load_audio(audio, rate) if isinstance(audio, str | Path) else np.asarray(audio, dtype=np.float32)
-        if samples.ndim != 1 or not len(samples) or not np.isfinite(samples).all():
-            raise ValueError(
-                f"`audio` has the shape {samples.shape}, but has to be a path or a mono waveform `(samples,)` of finite"
-                " values."
-            )
+        if isinstance(audio, str | Path):
+            samples = load_audio(audio, rate)
+        else:
+            samples = check_samples(audio, rate)[0].mean(axis=0)
         available = max(1, int(len(samples) / rate * fps))
         num_frames = available if num_frames is None else num_frames
         features, features_per_frame = speech_features(
@@ -1154,7 +1162,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 The driving video.
             motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
             guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
-            audio (path or `np.ndarray`, *optional*): Speech that drives the face.
+            audio (path or `np.ndarray`, *optional*): Speech that drives the face; samples as `encode_audio` takes them.
             face_video (as `video`, *optional*):
                 Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
                 longer face video is cut, a shorter one needs `num_frames` or `extend`.

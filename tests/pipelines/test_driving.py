@@ -90,6 +90,12 @@ def test_speech_moves_only_the_face(pipe, references):
     # the sound goes on and off: so do the tokens
     assert np.abs(guidance.motion_tokens[3] - guidance.motion_tokens[7]).max() > 1e-3
     spoken = generate(pipe, references, audio=speech, num_frames=9)
+    whole = (speech * 32768).round().astype(np.int16)
+    scaled = (whole / 32768).astype(np.float32)
+    with torch.no_grad():
+        tokens = [pipe.encode_audio(samples, 12, 9) for samples in (scaled, whole, np.stack([scaled, scaled]))]
+    np.testing.assert_allclose(tokens[1], tokens[0], atol=1e-5)
+    np.testing.assert_allclose(tokens[2], tokens[0], atol=1e-5)
     silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9)
     assert (spoken - silent).abs().max() > 1e-4
     assert len(pipe.prepare_guidance(references, audio=speech, fps=30, num_frames=10)) == 10
@@ -250,6 +256,15 @@ def test_a_video_without_a_person(pipe, media, references):
     gray = [PIL.Image.new("RGB", (64, 64), "gray")] * 3
     with pytest.raises(ValueError, match="shows no person"):
         generate(pipe, references, video=gray)
+    # that there are too few frames is said before anybody is looked for in them
+    with pytest.raises(ValueError, match="`num_frames` is 5, but the driver has 3"):
+        generate(pipe, references, video=gray, num_frames=5)
+
+
+def test_a_path_is_no_motion(pipe, references):
+    for name, kind in (("motion", "MotionSequence"), ("guidance", "MotionGuidance")):
+        with pytest.raises(ValueError, match=f"`{name}` is a str, but has to be a {kind}"):
+            generate(pipe, references, **{name: "walk.safetensors"})
 
 
 def test_one_of_two_people_in_the_picture(pipe, media):
