@@ -474,7 +474,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                 face_index = frame_index(len(face_source), len(index), extend)
                 num_frames = len(face_index)
                 motion, face_motion = motion.take(index[:num_frames]), face_motion.take(face_index)
-            motion = MotionSequence.compose(face=face_motion, head=motion, body=motion)
+            if face_motion.face is None:
+                raise ValueError("`face_video` shows no face, but is given to drive the face.")
+            motion = dataclasses.replace(motion, face=face_motion.face)
         if audio is not None:
             rate = fps or (self.config.fps if own_pose else motion.fps)
             motion_tokens = self.encode_audio(audio, rate, num_frames or (None if own_pose else motion.num_frames))

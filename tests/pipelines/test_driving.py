@@ -112,6 +112,11 @@ def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, me
     np.testing.assert_array_equal(short.skeleton, body.skeleton)
     assert len(short) == len(short.face) == 3
     assert len(pipe.prepare_guidance(references, extend="stop", **drive)) == 5
+    # a driver without a head track is no obstacle: the head follows its body
+    headless = dataclasses.replace(motion, head=None)
+    with_face = pipe.prepare_guidance(references, num_frames=3, motion=headless, face_video=brighter)
+    np.testing.assert_array_equal(with_face.face, short.face)
+    np.testing.assert_array_equal(with_face.skeleton, pipe.prepare_guidance(references, motion=headless[:3]).skeleton)
     # the face turns back where its own video ends, while the body goes on
     looped = pipe.prepare_guidance(references, extend="loop", **drive)
     change = np.sign(np.diff(looped.face.mean(axis=(1, 2, 3))))
