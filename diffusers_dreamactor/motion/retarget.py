@@ -297,6 +297,17 @@ def retarget(
     return result
 
 
+def check_fit(align: str, bone_scale: dict[str, float]) -> None:
+    """Raises `ValueError` for an `align` or a `bone_scale` that [`retarget`] does not take."""
+    if align not in ALIGNMENTS:
+        raise ValueError(f"`align` must be one of {', '.join(map(repr, ALIGNMENTS))}, but is {align!r}.")
+    for part, factor in bone_scale.items():
+        if part not in BONE_GROUPS:
+            raise ValueError(f"`bone_scale` has the part {part!r}, but the parts are {', '.join(BONE_GROUPS)}.")
+        if not (np.isfinite(factor) and factor > 0):
+            raise ValueError(f"`bone_scale[{part!r}]` must be a positive number, but is {factor}.")
+
+
 def _check_size(height: int, width: int) -> None:
     for name, value in (("height", height), ("width", width)):
         if int(value) != value or value < 1:
@@ -305,15 +316,9 @@ def _check_size(height: int, width: int) -> None:
 
 def _check_inputs(motion, reference, height, width, align, bone_scale, drive) -> None:
     _check_size(height, width)
-    if align not in ALIGNMENTS:
-        raise ValueError(f"`align` must be one of {', '.join(map(repr, ALIGNMENTS))}, but is {align!r}.")
+    check_fit(align, bone_scale)
     if isinstance(drive, str) or not drive or any(part not in PARTS for part in drive):
         raise ValueError(f"`drive` must hold one or more of {', '.join(map(repr, PARTS))}, but is {drive!r}.")
-    for part, factor in bone_scale.items():
-        if part not in BONE_GROUPS:
-            raise ValueError(f"`bone_scale` has the part {part!r}, but the parts are {', '.join(BONE_GROUPS)}.")
-        if not (np.isfinite(factor) and factor > 0):
-            raise ValueError(f"`bone_scale[{part!r}]` must be a positive number, but is {factor}.")
     if (reference.height, reference.width) != (height, width):
         raise ValueError(
             f"`reference` must be in the pixels of the generated picture, {width} x {height}, but is in those of a picture "

@@ -30,7 +30,7 @@ from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.capture.selection import NoPersonError
-from diffusers_dreamactor.motion.retarget import resize_motion, retarget
+from diffusers_dreamactor.motion.retarget import check_fit, resize_motion, retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.motion.turning import turning_motion
 from diffusers_dreamactor.pipelines.conditioning import (
@@ -198,6 +198,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         fps,
         extend,
         retarget=True,
+        align="framing",
+        bone_scale=None,
         num_inference_steps=1,
         reference_guidance_scale=None,
         segment_frames=5,
@@ -246,6 +248,12 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             raise ValueError(
                 f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
                 ' "head" and "body"; `align="none"` keeps the driver\'s place and size with any `drive`.'
+            )
+        check_fit(align, bone_scale or {})
+        if not retarget and (align != "framing" or bone_scale):
+            name, value = ("align", align) if align != "framing" else ("bone_scale", bone_scale)
+            raise ValueError(
+                f"`{name}` is {value!r}, but says how the motion is fitted: `retarget` then has to be True."
             )
         if isinstance(image, list | tuple) and len(image) == 0:
             raise ValueError("`image` is an empty list, but at least one reference picture is needed.")
@@ -535,7 +543,21 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             `MotionGuidance`: At the generation size.
         """
         self.check_inputs(
-            image, video, motion, None, audio, face_video, drive, height, width, num_frames, fps, extend, retarget
+            image,
+            video,
+            motion,
+            None,
+            audio,
+            face_video,
+            drive,
+            height,
+            width,
+            num_frames,
+            fps,
+            extend,
+            retarget,
+            align,
+            bone_scale,
         )
         need_motion = retarget or (video is None and motion is None)
         reference = self.prepare_references(image, height, width, reference_motion, need_motion, reference_person)[0]
@@ -887,6 +909,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             fps,
             extend,
             retarget,
+            align,
+            bone_scale,
             num_inference_steps,
             reference_guidance_scale,
             segment_frames,

@@ -264,6 +264,14 @@ def test_a_video_without_a_person(pipe, media, references):
     # that there are too few frames is said before anybody is looked for in them
     with pytest.raises(ValueError, match="`num_frames` is 5, but the driver has 3"):
         generate(pipe, references, video=gray, num_frames=5)
+    for fit, message in (
+        ({"align": "center"}, "`align` must be one of"),
+        ({"bone_scale": {"arms": 1.2}}, "`bone_scale` has the part 'arms'"),
+        ({"align": "none", "retarget": False}, "`align` is 'none', but .* `retarget`"),
+        ({"bone_scale": {"arm": 1.2}, "retarget": False}, "`bone_scale` is .* `retarget`"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            generate(pipe, references, video=gray, **fit)
 
 
 def test_a_path_is_no_motion(pipe, references):
