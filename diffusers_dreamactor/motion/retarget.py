@@ -281,7 +281,10 @@ def retarget(
     if motion.body is not None:
         share = weights.copy()
         share[:, ROOT] = seen[:, ROOT] * body_driven
-        confidence = share * motion.body.confidence + (1 - share) * confidence
+        # A joint that the driver has lost for good is not gone: it moves on to the reference's pose.
+        lost = ~driver_seen & (share < 0.9999)
+        driver_confidence = np.where(lost, np.maximum(motion.body.confidence, confidence), motion.body.confidence)
+        confidence = share * driver_confidence + (1 - share) * confidence
         # On its way between the driver's pose and the reference's, a hand's fingers mean nothing.
         confidence[:, FINGERS] *= np.abs(2 * share[:, FINGERS] - 1)
     head = None

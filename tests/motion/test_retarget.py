@@ -434,6 +434,9 @@ def test_joints_come_and_go_without_jumps():
     arm = [(JOINT_INDEX["right_elbow"], SHOULDERS[0])]
     assert angles(bones(result.body.joints[-10:], arm), bones(reference.body.joints, arm)).max() < 5
     assert (result.body.confidence[-10:, wrist] == reference.body.confidence[0, wrist]).all()
+    # It is drawn on all of its way there, and is the driver's before.
+    assert (result.body.confidence[49:, wrist] >= 0.99 * reference.body.confidence[0, wrist]).all()
+    assert (result.body.confidence[44:48, wrist] > 0.5).all()
 
 
 def test_a_hand_reaches_where_the_drivers_is_when_the_elbow_is_a_guess():
