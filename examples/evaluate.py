@@ -6,9 +6,9 @@ Measure a model on held-out rendered clips, and what each of its conditions is w
         --expressions 4 --num_frames 17 --seed 1100000
     python synthetic/make_dataset.py --body body.npz --output data/long --num_motions 10 --people 1 --num_frames 81 \\
         --seed 1200000
-    python synthetic/make_dataset.py --body body.npz --output data/turning --num_motions 12 --people 1 --portraits 0 \\
+    python synthetic/make_dataset.py --body body.npz --output data/back_views --num_motions 12 --people 1 --portraits 0 \\
         --half_bodies 0.5 --turning 1 --num_frames 17 --seed 1500000
-    python evaluate.py --clips data/test --expression_clips data/expressions --turning_clips data/turning \\
+    python evaluate.py --clips data/test --expression_clips data/expressions --turning_clips data/back_views \\
         --long_clips data/long --output results
 
 Every clip is animated from a reference picture of the person (another pose, another expression) by the true motion, with
