@@ -467,8 +467,6 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             if own_pose:
                 face_source = VideoReader(face_video, fps=fps, num_frames=num_frames)
                 frame_index(len(face_source), num_frames, extend)
-                face_motion = self.find_capture().capture(face_source, person=person, progress=self.show_progress)
-                motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
             else:
                 index = frame_index(motion.num_frames, num_frames, extend)
                 face_source = VideoReader(face_video, fps=motion.fps, num_frames=len(index))
@@ -477,13 +475,20 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                         f"`face_video` has {len(face_source)} frames at {motion.fps:g} frames/s, but the video has"
                         f" {len(index)}: pass a longer one, `num_frames` of at most {len(face_source)}, or `extend`."
                     )
-                # `person` is in the other driver's pixels
-                face_motion = self.find_capture().capture(face_source, progress=self.show_progress)
                 face_index = frame_index(len(face_source), len(index), extend)
-                num_frames = len(face_index)
-                motion, face_motion = motion.take(index[:num_frames]), face_motion.take(face_index)
+            # `person` is in the pixels of the other driver, where there is one
+            who = person if own_pose else None
+            try:
+                face_motion = self.find_capture().capture(face_source, person=who, progress=self.show_progress)
+            except NoPersonError as error:
+                raise ValueError("`face_video` shows nobody, but is given to drive the face.") from error
             if face_motion.face is None:
                 raise ValueError("`face_video` shows no face, but is given to drive the face.")
+            if own_pose:
+                motion = dataclasses.replace(reference.motion, fps=face_motion.fps).hold(face_motion.num_frames)
+            else:
+                num_frames = len(face_index)
+                motion, face_motion = motion.take(index[:num_frames]), face_motion.take(face_index)
             motion = dataclasses.replace(motion, face=face_motion.face)
         if audio is not None:
             rate = fps or (self.config.fps if own_pose else motion.fps)
@@ -1130,6 +1135,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
                     new_frames = min(segment.stop, len(driver)) - segment.start - overlap
                     result = self.video_processor.postprocess_video(frames[:, :, :new_frames], output_type)
                 yield DreamActorPipelineOutput(frames=result, fps=driver.fps)
+                if self.interrupt:
+                    # what would follow is noise
+                    break
 
         self._current_timestep = None
 

@@ -124,6 +124,13 @@ def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, me
     assert (looped.skeleton[3] != looped.skeleton[5]).any()
 
 
+@pytest.mark.parametrize("beside", [False, True])
+def test_a_face_video_without_anybody_is_named(pipe, references, motion, beside):
+    nobody = np.full((5, 64, 64, 3), 128, dtype=np.uint8)
+    with pytest.raises(ValueError, match="^`face_video` shows nobody"):
+        pipe.prepare_guidance(references, num_frames=5, face_video=nobody, motion=motion if beside else None)
+
+
 def test_who_drives_the_body_is_not_looked_for_in_the_face_video(pipe, references, media):
     body = np.stack([np.asarray(PIL.Image.open(media / "reference_scholar.jpeg").convert("RGB"))] * 2)
     face = np.stack(list(VideoReader(media / "carphone.mp4", num_frames=2)))

@@ -288,8 +288,11 @@ def test_interrupt_stops_denoising(pipe, picture, guidance):
         pipeline._interrupt = True
         return {}
 
-    run(pipe, picture, guidance, callback_on_step_end=callback, num_inference_steps=4)
+    frames = run(pipe, picture, guidance, callback_on_step_end=callback, num_inference_steps=4).frames
     assert calls == [0]
+    # nothing follows the segment in which it happened, and the next call is whole again
+    assert frames.shape[1] == 9 < len(guidance)
+    assert run(pipe, picture, guidance).frames.shape[1] == len(guidance)
 
 
 def test_repository_defaults(pipe, picture, guidance):
