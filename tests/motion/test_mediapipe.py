@@ -6,7 +6,7 @@ from PIL import Image
 from scipy.spatial.transform import Rotation
 
 from diffusers_dreamactor.media import VideoReader
-from diffusers_dreamactor.motion.capture.body_pose import PoseObservations, hand_is_plausible, repair
+from diffusers_dreamactor.motion.capture.body_pose import PoseObservations, exchange_sides, hand_is_plausible, repair
 from diffusers_dreamactor.motion.capture.head_pose import (
     FaceLook,
     estimate_heads,
@@ -174,6 +174,40 @@ def test_joints_project_onto_keypoints_and_have_the_right_lengths():
     expected = 3.0 * motion.focal_length / FOCAL_LENGTH
     assert joints[:, JOINT_INDEX["neck"], 2] == pytest.approx(expected, rel=0.05)
     assert (motion.body.confidence[:, LEFT_HAND] == 0).all() and (motion.body.confidence[:, RIGHT_HAND] == 0).all()
+
+
+def seen_from_behind(observed: PoseObservations, frames: list[int]) -> PoseObservations:
+    """What an estimator sees in `frames` that takes the person's front for the back, or the back for the front."""
+    wrong = PoseObservations(*(array.copy() for array in vars(observed).values()))
+    sides = np.array(
+        [0, 4, 5, 6, 1, 2, 3, 8, 7, 10, 9, *(index + 1 - 2 * (index % 2 == 0) for index in range(11, 33))]
+    )
+    for values in (wrong.keypoints, wrong.world, wrong.visibility):
+        values[frames] = values[frames][:, sides]
+    for values in (wrong.hand_keypoints, wrong.hand_world, wrong.hand_score):
+        values[frames] = values[frames][:, ::-1]
+    ears = wrong.world[frames][:, [7, 8], 2].mean(axis=1)
+    wrong.world[frames, :11, 2] = 2 * ears[:, None] - wrong.world[frames, :11, 2]
+    return wrong
+
+
+@pytest.mark.parametrize("yaw", [10, 170])
+def test_a_front_taken_for_the_back_is_turned_round_with_hands_and_head(yaw):
+    observed = observations(turned(np.full(30, yaw)))
+    observed.hand_keypoints[:] = observed.keypoints[:, [15, 16], None] + np.arange(42).reshape(21, 2)
+    observed.hand_score[:, 0], observed.hand_score[:, 1] = 0.9, 0.8
+    wrong = seen_from_behind(observed, [4, 5, 6, 20])
+    assert np.abs(wrong.hand_keypoints - observed.hand_keypoints).max() > 50
+    right = exchange_sides(wrong, [slice(0, 12), slice(12, 30)])
+    for name, values in vars(observed).items():
+        np.testing.assert_allclose(getattr(right, name), values, atol=1e-9, err_msg=name)
+
+
+def test_who_turns_round_keeps_the_sides():
+    observed = observations(turned(np.linspace(0, 360, 60)))
+    right = exchange_sides(observed, [slice(0, 60)])
+    np.testing.assert_array_equal(right.keypoints, observed.keypoints)
+    np.testing.assert_array_equal(right.world, observed.world)
 
 
 def test_a_short_false_hand_is_dropped_and_a_lasting_one_kept():

@@ -21,9 +21,11 @@ from ..skeleton import (
 )
 
 
-# (left, right) of MediaPipe's 33 pose landmarks, as far as estimators swap them.
+# (left, right) of MediaPipe's 33 pose landmarks, as far as estimators swap them together; the nose is 0.
+_FACE = [(1, 4), (2, 5), (3, 6), (7, 8), (9, 10)]
 _ARMS = [(11, 12), (13, 14), (15, 16), (17, 18), (19, 20), (21, 22)]
 _LEGS = [(23, 24), (25, 26), (27, 28), (29, 30), (31, 32)]
+_EARS = [7, 8]
 # A hand seen for a shorter time than this is a false alarm.
 _SHORTEST_HAND_SECONDS = 0.12
 
@@ -89,8 +91,52 @@ def hand_is_plausible(
     return bool(distance < limit and nearer and 0.12 < palm < 1.2), distance
 
 
+def _size(observed: PoseObservations) -> float:
+    """The usual extent of the person in pixels, 1 at least."""
+    extent = np.linalg.norm(np.ptp(observed.keypoints[observed.seen, :25], axis=1), axis=1)
+    return max(float(np.median(extent)), 1.0)
+
+
+def exchange_sides(observed: PoseObservations, shots: list[slice]) -> PoseObservations:
+    """
+    The observations with left and right exchanged where the estimator took one for the other.
+
+    That happens mostly when it takes a person seen from the front for one seen from behind. Hands were looked for at its
+    wrists, so they go with their arms. A head that looks out of the other side of the torso than its front goes with
+    them, too: its face is mirrored in depth.
+    """
+    result = PoseObservations(*(array.copy() for array in vars(observed).values()))
+    for shot in shots:
+        part = PoseObservations(*(array[shot] for array in vars(result).values()))
+        if not part.seen.any():
+            continue
+        points = (part.keypoints, part.world, part.visibility)
+        size = _size(part)
+        swapped = find_side_swaps(part.keypoints, part.visibility, _LEGS, size)
+        _exchange(points, swapped, _LEGS)
+        swapped = find_side_swaps(part.keypoints, part.visibility, _ARMS, size)
+        _exchange(points, swapped, _ARMS)
+        for values in (part.hand_keypoints, part.hand_world, part.hand_score):
+            values[swapped] = values[swapped][:, ::-1]
+        front = part.world[:, 11, 0] > part.world[:, 12, 0]
+        ears = part.world[:, _EARS, 2].mean(axis=1)
+        backward = swapped & (front == (part.world[:, 0, 2] > ears))
+        _exchange(points, backward, _FACE)
+        part.world[backward, :11, 2] = 2 * ears[backward, None] - part.world[backward, :11, 2]
+    return result
+
+
+def _exchange(points: tuple[np.ndarray, ...], frames: np.ndarray, pairs: list[tuple[int, int]]) -> None:
+    """Left and right of `pairs` exchanged in the arrays `points` (F, 33, ...), in place, in the `frames` (F,) bool."""
+    left, right = (list(side) for side in zip(*pairs))
+    for values in points:
+        exchanged = values[frames]
+        exchanged[:, left + right] = exchanged[:, right + left]
+        values[frames] = exchanged
+
+
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
-    """One shot of observations: left and right put right, outliers and gaps filled, jitter removed."""
+    """One shot of observations: outliers and gaps filled, jitter removed."""
     keypoints, world = observed.keypoints.copy(), observed.world.copy()
     confidence = observed.visibility.copy()
     hands, hand_world = observed.hand_keypoints.copy(), observed.hand_world.copy()
@@ -98,15 +144,7 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
     num_frames = len(keypoints)
     seen = observed.seen
     if num_frames > 1 and seen.any():
-        extent = np.linalg.norm(np.ptp(keypoints[:, :25], axis=1), axis=1)
-        size = np.maximum(np.median(extent[seen]), 1.0)
-        for pairs in (_ARMS, _LEGS):
-            swapped = find_side_swaps(keypoints, confidence, pairs, size)
-            left, right = (list(side) for side in zip(*pairs))
-            for values in (keypoints, world, confidence):
-                exchanged = values[swapped]
-                exchanged[:, left + right] = exchanged[:, right + left]
-                values[swapped] = exchanged
+        size = _size(observed)
         outlier = find_outliers(keypoints, confidence, threshold=8.0, floor=0.04 * size)
         outlier |= find_outliers(world, confidence, threshold=8.0, floor=0.06)
         known = np.where(outlier, 0.0, confidence)
@@ -142,8 +180,7 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
 
 def repair(observed: PoseObservations, shots: list[slice], fps: float, smoothed: bool) -> PoseObservations:
     """
-    The observations with swapped sides put right, outliers and gaps filled and, if `smoothed`, the jitter removed, shot by
-    shot.
+    The observations with outliers and gaps filled and, if `smoothed`, the jitter removed, shot by shot.
     """
     parts = [
         _repair(PoseObservations(*(array[shot] for array in vars(observed).values())), fps, smoothed) for shot in shots

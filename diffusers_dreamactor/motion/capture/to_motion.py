@@ -8,7 +8,7 @@ from diffusers.utils import logging
 from ...media import VideoReader
 from ..filtering import fill_gaps, fill_rotations, find_outliers, smooth, smooth_boxes, smooth_rotations
 from ..sequence import FaceTrack, HeadTrack, MotionSequence, head_yaw_pitch_roll
-from .body_pose import PoseObservations, lift, repair
+from .body_pose import PoseObservations, exchange_sides, lift, repair
 from .head_pose import POSE_POINTS_OF_LOOK, FaceLook, HeadEstimate, estimate_heads, face_box
 from .selection import frame_ranges
 
@@ -121,6 +121,7 @@ def to_motion(
     """
     width, height, fps = reader.width, reader.height, reader.fps
     seen = observed.seen
+    observed = exchange_sides(observed, shots)
     repaired = repair(_refine_faces(looks, observed, shots, fps), shots, fps, smoothed)
     body, focal_length = lift(repaired, shots, fps, width, height, smoothed)
     heads = estimate_heads(
