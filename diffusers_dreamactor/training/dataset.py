@@ -45,9 +45,9 @@ class PreparedClipDataset(Dataset):
 
     Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
     `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
-    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, and `continued` (bool): whether the first latent is given. With audio, instead
-    of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`, and `audio_window (3,)` int64: L, the
-    frames of the clip, and the clip's frame at which the window starts.
+    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, and `continued` (bool): whether the first
+    latent is given. With audio, instead of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`,
+    and `audio_window (3,)` int64: L, the frames of the clip, and the clip's frame at which the window starts.
 
     Raises:
         FileNotFoundError: there is no such folder.
