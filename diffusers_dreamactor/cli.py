@@ -25,7 +25,7 @@ CAPTURE_EXAMPLES = """examples:
 DEMO_EXAMPLES = """examples:
   dreamactor demo
   dreamactor demo --list
-  dreamactor demo --avatar ana --motion talk --output demo.mp4
+  dreamactor demo --avatar ana --motion wave --output demo.mp4
 """
 EXTRAS = {
     "capture": ("mediapipe", "driving videos and reference pictures (MediaPipe)"),
@@ -101,7 +101,7 @@ def build_parser() -> argparse.ArgumentParser:
     capture.add_argument("--fps", type=float, help="resample the video to this rate")
     capture.add_argument("--frames", type=int, help="capture only the first frames")
     capture.add_argument("--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1")
-    capture.add_argument("--face-size", type=int, default=256, help="store face crops of this size; 0 for none")
+    capture.add_argument("--face-size", type=int, default=320, help="keep pictures of the face, of this size; 0: none")
     capture.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4")
 
     commands.add_parser("doctor", help="versions, devices, extras and model files")
@@ -219,7 +219,7 @@ def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) 
     )
     # inputs are checked before the first frame, so nothing is written when they are wrong
     first = next(segments)
-    sound = arguments.get("audio") or (video if video is not None and VideoReader(video).has_audio else None)
+    sound = arguments.get("audio") or video
     count = 0
     with VideoWriter(output, fps=first.fps, audio=sound) as writer:
         for segment in itertools.chain([first], segments):
@@ -274,7 +274,9 @@ def run_capture(args: argparse.Namespace) -> None:
     from diffusers_dreamactor.media import VideoReader
     from diffusers_dreamactor.motion.capture.download import download_capture_models
     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+    from diffusers_dreamactor.motion.retarget import resize_motion
     from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+    from diffusers_dreamactor.processors.preview import MAX_PANEL_HEIGHT
 
     if args.download:
         print(f"dreamactor: capture models are in {download_capture_models(args.models)}")
@@ -290,8 +292,11 @@ def run_capture(args: argparse.Namespace) -> None:
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
     if args.preview:
         preview = Path(args.output).with_suffix(".preview.mp4")
-        processor = MotionGuidanceProcessor(face_size=args.face_size or 256)
-        guidance = processor(motion, motion.height, motion.width, frames=reader)
+        # drawn as large as it is shown: at the size of the video it may not fit into memory
+        scale = min(1, MAX_PANEL_HEIGHT / motion.height)
+        height, width = round(motion.height * scale), round(motion.width * scale)
+        processor = MotionGuidanceProcessor(face_size=256)
+        guidance = processor(resize_motion(motion, height, width), height, width, frames=reader)
         guidance.preview(driver=reader).save(preview)
         print(f"dreamactor: wrote {preview}")
 

@@ -14,7 +14,14 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from diffusers.utils import logging
 from PIL import Image
 
-from .frame_sources import EXACT_CONVERSION, VideoFile, frames_in_memory, open_media, resampled_indices
+from .frame_sources import (
+    EXACT_CONVERSION,
+    VideoFile,
+    frames_in_memory,
+    open_media,
+    resampled_indices,
+    video_stream,
+)
 from .sound import audio_stream, check_samples, load_audio, write_sound
 
 
@@ -141,7 +148,8 @@ class VideoWriter:
         path (`str` or `os.PathLike`): ends in .mp4, .m4v, .mov or .mkv; missing folders are made.
         fps (`float` or `Fraction`): frames in a second.
         audio (`str`, `os.PathLike` or `(samples, rate)`, *optional*):
-            A file with sound (a video's is taken in step with its picture), or samples `(n,)` or `(channels, n)`, int16
+            A file with sound (a video's is taken in step with its picture; one that is silent is, with a warning, no
+            sound), or samples `(n,)` or `(channels, n)`, int16
             (scaled to [-1, 1]) or floating-point in [-1, 1]. Cut to the duration of the video. AAC is copied as it is
             when `audio_start` is 0; other sound is encoded to AAC.
         audio_start (`float`, defaults to 0.0): seconds into the sound at which the first frame is shown.
@@ -177,7 +185,11 @@ class VideoWriter:
         elif audio is not None:
             audio = Path(audio)
             with open_media(audio, "audio", "sound file") as container:
-                audio_stream(container, audio)
+                if video_stream(container) is not None and not container.streams.audio:
+                    logger.warning(f"The video {audio} has no sound, and neither will {self.path.name}.")
+                    audio = None
+                else:
+                    audio_stream(container, audio)
         self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None

@@ -36,8 +36,7 @@ def main() -> None:
     guidance.preview(driver=VideoReader(args.video), reference=reference[0]).save(args.output + ".preview.mp4")
 
     generator = torch.Generator().manual_seed(args.seed)
-    sound = args.video if VideoReader(args.video).has_audio else None
-    with VideoWriter(args.output, fps=guidance.fps, audio=sound) as writer:
+    with VideoWriter(args.output, fps=guidance.fps, audio=args.video) as writer:
         for segment in pipe.stream(reference, guidance=guidance, generator=generator):
             writer.write(segment.frames[0])
 

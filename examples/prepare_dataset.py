@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from diffusers_dreamactor import DreamActorPipeline
@@ -42,6 +43,7 @@ from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens
 from diffusers_dreamactor.training.dataset import AUDIO_FILE, check_prepared_clip, list_prepared_clips
 from diffusers_dreamactor.training.linear_code import LinearCode
+from diffusers_dreamactor.training.objective import NOT_TRAINABLE
 
 
 VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
@@ -293,6 +295,8 @@ def main() -> None:
     # of a repository, only what is used here
     pipe = None
     if arguments.model:
+        if DreamActorPipeline.load_config(arguments.model).get("pose_encoder", [None])[0] is None:
+            raise ValueError(NOT_TRAINABLE)
         unused = ("transformer", "face_motion_encoder", "pose_encoder", "audio_motion_encoder", "text_encoder")
         unused += ("tokenizer", "prompt_embedding", "capture", "scheduler")
         pipe = DreamActorPipeline.from_pretrained(arguments.model, **dict.fromkeys(unused)).to(arguments.device)
@@ -319,10 +323,17 @@ def main() -> None:
     if pipe is not None and pipe.image_encoder is not None:
         encode_identity = partial(image_states, image_processor=pipe.image_processor, image_encoder=pipe.image_encoder)
     capture, output = None, Path(arguments.output)
-    paths = find_clips(Path(arguments.clips))[arguments.shard :: arguments.num_shards]
+    paths = find_clips(Path(arguments.clips))
     if not paths:
         raise SystemExit(f"--clips {arguments.clips} holds no videos and no rendered clips.")
-    for path in paths:
+    names = Counter(path.name if path.is_dir() else path.stem for path in paths)
+    alike = [name for name, count in names.items() if count > 1]
+    if alike:
+        raise SystemExit(
+            f"--clips {arguments.clips} holds several clips named {', '.join(alike)}: their names have to differ."
+        )
+    output.mkdir(parents=True, exist_ok=True)
+    for path in paths[arguments.shard :: arguments.num_shards]:
         done = output / f"{path.stem}.done"
         if done.exists() or (output / path.name / "latents.safetensors").exists():
             continue
@@ -337,7 +348,7 @@ def main() -> None:
                 for clip in read_video_clips(path, capture, arguments, processor, sampling_rate):
                     prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
                 done.touch()
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, SafetensorError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)
 
 

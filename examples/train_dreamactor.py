@@ -20,7 +20,8 @@ speech. A repository gets what reads speech by (here Wav2Vec2, 768 features)
 
 and its clips are videos with sound, prepared with `prepare_dataset.py --model with_audio`.
 
-Stopped runs go on with `--resume latest` (the default): every number is then bit by bit what it would have been. Several
+Stopped runs go on with `--resume latest` (the default): every number is then bit by bit what it would have been. Arguments
+that are changed (more steps, another rate, other data) count from there on. Several
 processes (DDP or FSDP2) are `accelerate`'s business: `accelerate config`, or, for weights sharded over eight GPUs,
 `accelerate launch --config_file fsdp2.yaml` with
 
@@ -60,7 +61,7 @@ from diffusers_dreamactor.training.objective import DreamActorObjective, Objecti
 from diffusers_dreamactor.training.optimizers import make_optimizers
 from diffusers_dreamactor.training.sharding import check_sharding, finish_sharding, gather_pipeline
 from diffusers_dreamactor.training.stages import STAGES, set_trainable
-from diffusers_dreamactor.training.validation import render_validation
+from diffusers_dreamactor.training.validation import find_validation_clips, render_validation
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -145,6 +146,9 @@ def main() -> None:
         check_sharding(accelerator.state.fsdp_plugin, arguments.optimizer)
     torch.manual_seed(arguments.seed)
 
+    if arguments.validation_clips and not find_validation_clips(arguments.validation_clips):
+        raise ValueError(f"`validation_clips` {arguments.validation_clips} holds no rendered clips.")
+
     # 1. Models
     pipe = DreamActorPipeline.from_pretrained(arguments.model, dtype=torch.float32)
     transformer = pipe.transformer
@@ -176,6 +180,11 @@ def main() -> None:
         accelerator.register_for_checkpointing(ema, progress)
     load_checkpoint(accelerator, output, arguments.resume)
     ema.to(accelerator.device)
+    # what is asked for now counts, also where the run began with something else
+    ema.decay = arguments.ema_decay
+    for optimizer in optimizers:
+        for group in optimizer.param_groups:
+            group["weight_decay"] = arguments.weight_decay
 
     # 3. Data: what a step sees follows from its number
     dataset = PreparedClipDataset(
@@ -215,7 +224,7 @@ def main() -> None:
         factor = learning_rate_factor(progress.step, arguments)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = group["peak_lr"] * factor
+                group["lr"] = arguments.learning_rate * factor
         logs = {"loss": 0.0, "mse": 0.0}
         for micro_step in range(accumulation):
             batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from peft import LoraConfig, get_peft_model_state_dict
+from peft import LoraConfig, get_peft_model_state_dict, set_peft_model_state_dict
+from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 from diffusers_dreamactor import DreamActorPipeline
@@ -62,6 +63,22 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
+def checkpoint_adapter_alone(accelerator: Accelerator, transformer: torch.nn.Module) -> None:
+    """Has checkpoints hold the adapter, and not the model that rests."""
+
+    def save(models: list, weights: list, folder: str) -> None:
+        weights.clear()
+        if accelerator.is_main_process:
+            save_file(get_peft_model_state_dict(transformer), Path(folder) / "adapter.safetensors")
+
+    def load(models: list, folder: str) -> None:
+        models.clear()
+        set_peft_model_state_dict(transformer, load_file(Path(folder) / "adapter.safetensors"))
+
+    accelerator.register_save_state_pre_hook(save)
+    accelerator.register_load_state_pre_hook(load)
+
+
 def main() -> None:
     arguments = parse_arguments()
     output = Path(arguments.output)
@@ -70,19 +87,6 @@ def main() -> None:
 
     # 1. The model rests; only the adapter learns
     pipe = DreamActorPipeline.from_pretrained(arguments.model, dtype=torch.float32)
-    for name in ("transformer", "pose_encoder", "face_motion_encoder"):
-        getattr(pipe, name).requires_grad_(False)
-    transformer = pipe.transformer
-    config = LoraConfig(
-        r=arguments.rank,
-        lora_alpha=arguments.alpha or arguments.rank,
-        init_lora_weights="gaussian",
-        target_modules=list(arguments.target_modules),
-    )
-    transformer.add_adapter(config)
-    if arguments.gradient_checkpointing:
-        transformer.enable_gradient_checkpointing()
-    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     config = ObjectiveConfig(
         shift=arguments.shift,
         region_weights=tuple(arguments.region_weights),
@@ -92,6 +96,18 @@ def main() -> None:
         drop_face=0.0,
     )
     objective = DreamActorObjective.from_pipeline(pipe, config)
+    objective.requires_grad_(False)
+    transformer = pipe.transformer
+    adapter = LoraConfig(
+        r=arguments.rank,
+        lora_alpha=arguments.alpha or arguments.rank,
+        init_lora_weights="gaussian",
+        target_modules=list(arguments.target_modules),
+    )
+    transformer.add_adapter(adapter)
+    if arguments.gradient_checkpointing:
+        transformer.enable_gradient_checkpointing()
+    parameters = [parameter for parameter in transformer.parameters() if parameter.requires_grad]
     objective.train()
     optimizer = torch.optim.AdamW(
         parameters, lr=arguments.learning_rate, betas=(0.9, 0.99), weight_decay=arguments.weight_decay
@@ -99,7 +115,11 @@ def main() -> None:
     objective, optimizer = accelerator.prepare(objective, optimizer)
     progress = TrainingProgress()
     accelerator.register_for_checkpointing(progress)
+    checkpoint_adapter_alone(accelerator, transformer)
     load_checkpoint(accelerator, output, arguments.resume)
+    # what is asked for now counts, also where the run began with something else
+    for group in optimizer.param_groups:
+        group["lr"], group["weight_decay"] = arguments.learning_rate, arguments.weight_decay
 
     # 2. Data
     dataset = PreparedClipDataset(arguments.data, tuple(arguments.lengths), in_memory=True)

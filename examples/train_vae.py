@@ -78,7 +78,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--vae", help="a saved DreamActorVAE to go on with; otherwise a new one is made")
     parser.add_argument("--base_dim", type=int, default=16)
     parser.add_argument("--decoder_base_dim", type=int, default=16)
-    parser.add_argument("--dim_mult", type=int, nargs="+", default=[1, 4, 4])
+    parser.add_argument("--dim_mult", type=int, nargs=3, default=[1, 4, 4])
     parser.add_argument("--z_dim", type=int, default=16)
     parser.add_argument("--patch_size", type=int, default=2)
     parser.add_argument("--num_frames", type=int, default=17)
@@ -111,6 +111,8 @@ def parse_arguments() -> argparse.Namespace:
     arguments = parser.parse_args()
     if arguments.vae_code and not (arguments.vae and arguments.teacher):
         parser.error("--vae_code needs --vae, which it describes, and --teacher, whose code is learned instead")
+    if arguments.train == "encoder" and not arguments.teacher:
+        parser.error("--train encoder needs --teacher: without the decoder nothing else says what latents shall be")
     return arguments
 
 
@@ -185,7 +187,7 @@ def main() -> None:
         optimizers = [torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)]
 
     def learning_rate(step: int) -> float:
-        warm = min(1.0, (step + 1) / arguments.warmup_steps)
+        warm = min(1.0, (step + 1) / max(1, arguments.warmup_steps))
         return warm * (0.03 + 0.97 * 0.5 * (1 + math.cos(math.pi * min(1.0, step / arguments.max_train_steps))))
 
     progress = TrainingProgress()

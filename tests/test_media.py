@@ -417,8 +417,15 @@ def test_writer_arguments_are_checked_before_anything_is_written(tmp_path):
             VideoWriter(**arguments)
     assert list(tmp_path.iterdir()) == []
     save_video([numbered_frame(0)] * 3, tmp_path / "silent.mp4", 25)
-    with pytest.raises(ValueError, match="`audio` has no sound"):
-        VideoWriter(tmp_path / "out.mp4", 25, audio=tmp_path / "silent.mp4")
+
+
+def test_a_silent_driver_gives_a_silent_video(tmp_path, caplog):
+    save_video([numbered_frame(0)] * 3, tmp_path / "silent.mp4", 25)
+    with caplog.at_level("WARNING"):
+        save_video([numbered_frame(0)] * 3, tmp_path / "out.mp4", 25, audio=tmp_path / "silent.mp4")
+    assert "silent.mp4 has no sound, and neither will out.mp4" in caplog.text
+    reader = VideoReader(tmp_path / "out.mp4")
+    assert len(reader) == 3 and not reader.has_audio
 
 
 def correlation(a, b):

@@ -26,10 +26,11 @@ _SHAPES = {
     ("face", "boxes"): (4,),
     ("face", "confidence"): (),
     ("face", "crops"): (None, None, 3),
+    ("face", "crop_boxes"): (4,),
     ("face", "motion_tokens"): (None,),
     ("face", "blendshapes"): (len(ARKIT_BLENDSHAPES),),
 }
-_OPTIONAL = {("face", "boxes"), ("face", "crops"), ("face", "motion_tokens"), ("face", "blendshapes")}
+_OPTIONAL = {("face", name) for name in ("boxes", "crops", "crop_boxes", "motion_tokens", "blendshapes")}
 
 
 def _to_array(value, dtype) -> np.ndarray | None:
@@ -97,7 +98,9 @@ class FaceTrack:
         boxes (`(F, 4)` float32, *optional*): square boxes `x0, y0, x1, y1` in pixels of the source picture; they may leave
             it. `None` where there is no picture, as for a face that speech drives.
         confidence (`(F,)` float32): in [0, 1].
-        crops (`(F, S, S, 3)` uint8, *optional*): RGB face crops.
+        crops (`(F, S, S, 3)` uint8, *optional*): RGB pictures of the face.
+        crop_boxes (`(F, 4)` float32, *optional*): what `crops` show, as `boxes`: the face with so much around it that a
+            model's own crop can be cut out. `None` where they are such crops already, to be taken as they are.
         motion_tokens (`(F, D)` float32, *optional*): ready face motion tokens.
         blendshapes (`(F, 52)` float32, *optional*): `skeleton.ARKIT_BLENDSHAPES`, in [0, 1].
     """
@@ -107,11 +110,13 @@ class FaceTrack:
     crops: np.ndarray | None = None
     motion_tokens: np.ndarray | None = None
     blendshapes: np.ndarray | None = None
+    crop_boxes: np.ndarray | None = None
 
     def __post_init__(self):
         self.boxes = _to_array(self.boxes, np.float32)
         self.confidence = _to_array(self.confidence, np.float32)
         self.crops = _to_array(self.crops, np.uint8)
+        self.crop_boxes = _to_array(self.crop_boxes, np.float32)
         self.motion_tokens = _to_array(self.motion_tokens, np.float32)
         self.blendshapes = _to_array(self.blendshapes, np.float32)
 
@@ -251,7 +256,7 @@ class MotionSequence:
         nearest = np.where(weight < 0.5, low, high)
 
         def interpolate(key, value):
-            if key in (("people",), ("face", "crops")):
+            if key in (("people",), ("face", "crops"), ("face", "crop_boxes")):
                 return value[nearest]
             if key == ("head", "rotation") and num_frames > 1:
                 return Slerp(np.arange(num_frames), Rotation.from_matrix(value))(positions).as_matrix()

@@ -200,6 +200,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         retarget=True,
         align="framing",
         bone_scale=None,
+        person=None,
         num_inference_steps=1,
         reference_guidance_scale=None,
         segment_frames=5,
@@ -216,6 +217,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         output_type="pil",
         callback_on_step_end_tensor_inputs=(),
     ):
+        if isinstance(drive, str) or set(drive) - set(PARTS) or not drive:
+            raise ValueError(f"`drive` is {drive!r}, but has to be a non-empty tuple of parts out of {PARTS}.")
         drivers = {"video": video, "motion": motion, "guidance": guidance}
         given = [name for name, value in drivers.items() if value is not None]
         if len(given) > 1:
@@ -233,6 +236,19 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             )
         if guidance is not None and (audio is not None or face_video is not None):
             raise ValueError("`guidance` is already drawn, so `audio` and `face_video` cannot be combined with it.")
+        if guidance is not None:
+            fitting = (
+                ("drive", drive, set(drive) != set(PARTS)),
+                ("retarget", retarget, not retarget),
+                ("align", align, align != "framing"),
+                ("bone_scale", bone_scale, bool(bone_scale)),
+                ("person", person, person is not None),
+            )
+            for name, value, given_too in fitting:
+                if given_too:
+                    raise ValueError(
+                        f"`{name}` is {value!r}, but `guidance` is already drawn: give it to `prepare_guidance` instead."
+                    )
         if guidance is not None and fps is not None:
             raise ValueError(
                 f"`fps` is {fps}, but `guidance` is already drawn, at its own {guidance.fps:g} frames/s: leave `fps` out."
@@ -241,9 +257,9 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             raise ValueError("`audio` and `face_video` were both given, but the face has one driver.")
         if audio is not None and self.audio_motion_encoder is None:
             raise ValueError("`audio` was given, but this pipeline has no `audio_motion_encoder`.")
-        unknown = sorted(set(drive) - set(PARTS))
-        if isinstance(drive, str) or unknown or not drive:
-            raise ValueError(f"`drive` is {drive!r}, but has to be a non-empty tuple of parts out of {PARTS}.")
+        for name, value in (("audio", audio), ("face_video", face_video)):
+            if value is not None and "face" not in drive:
+                raise ValueError(f'`{name}` drives the face, but `drive` is {drive!r}: it then has to have "face".')
         if not retarget and (video is not None or motion is not None) and not {"head", "body"} <= set(drive):
             raise ValueError(
                 f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
@@ -833,13 +849,22 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             call_arguments: Passed on to `stream`.
 
         Returns:
-            `list[Reference]` of length `count`.
+            `list[Reference]` of length `count`; empty when it was interrupted.
+
+        Raises:
+            ValueError: The reference's motion has no head, or no body in 3D.
         """
+        if reference.motion.head is None:
+            raise ValueError(
+                "`num_pseudo_references` needs the head's pose in the reference, but its motion has no head."
+            )
         turn = turning_motion(reference.motion, self.config.segment_frames)
+        picks = pick_complementary_frames(turn, count)
         guidance = self.motion_processor(turn, reference.height, reference.width)
         clips = self.stream(reference, guidance=guidance, output_type="pil", **call_arguments)
         frames = [frame for clip in clips for frame in clip.frames[0]]
-        picks = pick_complementary_frames(turn, count)
+        if self.interrupt:
+            return []
         return [dataclasses.replace(reference, image=frames[i], motion=turn[i : i + 1]) for i in picks]
 
     @torch.no_grad()
@@ -916,6 +941,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             retarget,
             align,
             bone_scale,
+            person,
             num_inference_steps,
             reference_guidance_scale,
             segment_frames,
@@ -932,6 +958,8 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             output_type,
             callback_on_step_end_tensor_inputs,
         )
+        # from here on it may be set, also while the motion is captured
+        self._interrupt = False
         batch_size = num_videos_per_prompt
         device = self._execution_device
         temporal_scale = self.vae_scale_factor_temporal
@@ -962,7 +990,7 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
             num_latent_frames = latent_length(segment_frames if wan_animate else len(driver), temporal_scale)
             num_latent_frames += int(wan_animate)
             latents = self.prepare_latents(batch_size, num_latent_frames, height, width, generator, latents)
-        if num_pseudo_references > 0:
+        if num_pseudo_references > 0 and not self.interrupt:
             references += self.make_pseudo_references(
                 references[0],
                 num_pseudo_references,
@@ -990,7 +1018,6 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
 
         do_classifier_free_guidance = guidance_scale > 1 or reference_guidance_scale is not None
         self._current_timestep = None
-        self._interrupt = False
 
         # 3. Encode what is the same for all segments
         prompt_embeds = self.encode_prompt(prompt, prompt_embeds, batch_size)
@@ -1021,6 +1048,11 @@ class DreamActorPipeline(DiffusionPipeline, DreamActorLoraLoaderMixin):
         if "generator" in inspect.signature(self.scheduler.step).parameters:
             extra_step_kwargs["generator"] = generator
         segments = list(iterate_segments(len(driver), segment_frames, 1, temporal_scale, full=wan_animate))
+        if wan_animate and output_type == "latent" and len(segments) > 1:
+            raise ValueError(
+                f'`output_type` is "latent", but Wan-Animate weights make these {len(driver)} frames in {len(segments)} segments '
+                f"that are decoded apart: make at most {segment_frames} frames, or take decoded ones."
+            )
         decoder_state = {}
         caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
         last_latent, last_frames = None, None

@@ -150,13 +150,23 @@ class FaceMotionProcessor(ProcessorMixin):
                 crop = self.crop(frame, boxes[index])
             yield crop
 
-    def iter_ready_crops(self, crops: Iterable[np.ndarray], confidence: np.ndarray) -> Iterator[np.ndarray]:
+    def iter_stored_crops(
+        self,
+        crops: Iterable[np.ndarray],
+        confidence: np.ndarray,
+        boxes: np.ndarray | None = None,
+        crop_boxes: np.ndarray | None = None,
+    ) -> Iterator[np.ndarray]:
         """
-        `iter_crops` for crops that a capture has stored.
+        `iter_crops` for pictures of the face that are stored with a motion: where it is known what they show, the same part
+        is cut out of them as out of the frames.
 
         Args:
-            crops (iterable of `np.ndarray` of shape `(S, S, 3)`): uint8 RGB; resized where `S` is not `size`.
+            crops (iterable of `np.ndarray` of shape `(S, S, 3)`): uint8 RGB.
             confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
+            boxes (`np.ndarray` of shape `(F, 4)`, *optional*): face boxes in pixels of the frames, already smooth.
+            crop_boxes (`np.ndarray` of shape `(F, 4)`, *optional*): the squares that `crops` show, in pixels of the
+                frames. Without the two, crops are only resized.
 
         Yields:
             `np.ndarray` of shape `(3, size, size)`, uint8 RGB: while no face is seen the last crop.
@@ -165,10 +175,15 @@ class FaceMotionProcessor(ProcessorMixin):
         held = None
         for index, crop in enumerate(crops):
             if seen[index] or held is None or not seen[:index].any():
-                held = crop
-                if len(crop) != self.config.size:
-                    held = np.asarray(Image.fromarray(crop).resize((self.config.size,) * 2, Image.Resampling.LANCZOS))
-                held = held.transpose(2, 0, 1)
+                if boxes is not None and crop_boxes is not None:
+                    left, top, right, _ = crop_boxes[index]
+                    held = self.crop(crop, (boxes[index] - [left, top, left, top]) * len(crop) / (right - left))
+                else:
+                    size = (self.config.size,) * 2
+                    held = (
+                        Image.fromarray(crop).resize(size, Image.Resampling.LANCZOS) if len(crop) != size[0] else crop
+                    )
+                    held = np.asarray(held).transpose(2, 0, 1)
             yield held
 
     def crop(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:

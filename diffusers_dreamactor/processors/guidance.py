@@ -390,10 +390,11 @@ class MotionGuidanceProcessor(ProcessorMixin):
             )
             return None, None
         weights = self.face_motion.weights(face.confidence)
+        boxes = None if face.boxes is None else self.face_motion.smooth_boxes(face.boxes, face.confidence)
         if face.crops is not None:
-            return self.face_motion.iter_ready_crops(face.crops, face.confidence), weights
-        if frames is not None and face.boxes is not None:
-            boxes = self.face_motion.smooth_boxes(face.boxes, face.confidence)
+            crops = self.face_motion.iter_stored_crops(face.crops, face.confidence, boxes, face.crop_boxes)
+            return crops, weights
+        if frames is not None and boxes is not None:
             return self.face_motion.iter_crops(frames, boxes, face.confidence), weights
         if face.motion_tokens is None:
             logger.warning(

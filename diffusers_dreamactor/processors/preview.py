@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 
 REFERENCE_BRIGHTNESS = 0.35
+MAX_PANEL_HEIGHT = 480
 _GAP = 4
 _BACKGROUND = (32, 32, 32)
 
@@ -50,7 +51,7 @@ class Preview:
         index: np.ndarray | None = None,
     ):
         self.guidance = guidance
-        self.panel_height = panel_height or min(max(guidance.height, 192), 480)
+        self.panel_height = panel_height or min(max(guidance.height, 192), MAX_PANEL_HEIGHT)
         self.panel_height += self.panel_height % 2
         self.driver = None if driver is None else VideoReader(driver)
         if self.driver is not None and index is None and len(self.driver) < len(guidance):

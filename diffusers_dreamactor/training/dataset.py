@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
@@ -36,7 +36,7 @@ class PreparedClipDataset(Dataset):
     Args:
         folder: of the prepared clips.
         lengths (sequence of `int`): window lengths in latent frames that are trained; a clip appears once for each
-            length that it has.
+            length that it has. Windows of length 1 are its first frame, a still picture.
         length_weights (sequence of `float`, *optional*): how often each length is drawn.
         start_probability (`float`): how often a window is the start of the clip. The others start in its middle, from a
             given latent, as the later segments of a long video do.
@@ -51,7 +51,8 @@ class PreparedClipDataset(Dataset):
 
     Raises:
         FileNotFoundError: there is no such folder.
-        ValueError: it has no clip that is long enough, or one without sound where audio is read.
+        ValueError: it has no clip that is long enough, one that cannot be read, or one without sound where audio is read;
+            `length_weights` are not as many as `lengths`.
     """
 
     def __init__(
@@ -70,9 +71,18 @@ class PreparedClipDataset(Dataset):
         self.cache = {} if in_memory else None
         self.items, self.keys, self.weights = [], [], []
         length_weights = length_weights or (1.0,) * len(lengths)
+        if len(length_weights) != len(lengths):
+            raise ValueError(
+                f"`length_weights` has {len(length_weights)} numbers, but `lengths` has {len(lengths)}: one is needed for each."
+            )
         for path in list_prepared_clips(folder):
-            with safe_open(path / "latents.safetensors", framework="pt") as file:
-                shape = file.get_slice("latents").get_shape()
+            try:
+                with safe_open(path / "latents.safetensors", framework="pt") as file:
+                    shape = file.get_slice("latents").get_shape()
+            except SafetensorError as error:
+                raise ValueError(
+                    f"`folder` {folder} has a clip that cannot be read, {path.name}: {error}. Remove it and prepare it again."
+                ) from error
             for length, weight in zip(lengths, length_weights):
                 if shape[1] >= length:
                     self.items.append((path, length))
@@ -98,7 +108,7 @@ class PreparedClipDataset(Dataset):
         clip = self._read(path)
         available = clip["latents"].shape[1] - length
         start = 0
-        if available > 0 and random.random() >= self.start_probability:
+        if available > 0 and length > 1 and random.random() >= self.start_probability:
             start = int(random.integers(1, available + 1))
         # latent s > 0 covers frames 4 s - 3 to 4 s; a segment that starts with it is driven from its last frame on
         frames = slice(4 * start, 4 * (start + length - 1) + 1)
@@ -198,7 +208,7 @@ def check_prepared_clip(path: Path) -> list[str]:
         return [f"{path.name}: {', '.join(missing)} is missing."]
     try:
         clip = read_prepared_clip(path)
-    except (ValueError, OSError, KeyError) as error:
+    except (ValueError, OSError, KeyError, SafetensorError) as error:
         return [f"{path.name}: cannot be read: {error}"]
     problems = []
     latents, maps = clip["latents"].float(), clip["maps"]

@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from ..pipelines.pipeline_dreamactor import DreamActorPipeline
 
 
+NOT_TRAINABLE = (
+    "`model` has no `pose_encoder`: repositories with Wan-Animate's weights animate, but only those with DreamActor's own "
+    "conditions are trained, such as conversion/convert_wan_i2v.py makes."
+)
+
+
 @dataclass
 class ObjectiveConfig:
     """
@@ -31,11 +37,11 @@ class ObjectiveConfig:
         stage (`str`): a key of `STAGES`.
         weighting_scheme, logit_mean, logit_std, shift: of the noise levels; see `sample_sigmas`.
         drop_motion, drop_reference, drop_all (`float`): how often pose and face, the references, or all of them are left
-            out of a whole batch, for classifier-free guidance.
-        drop_face (`float`): how often the face alone is left out. Stages that train only the way of the face (2 and audio)
-            always give it and the pose.
+            out of a whole batch, for classifier-free guidance. Stages that train only the way of the face (2 and audio)
+            always give it and the pose: there, only references are left out.
+        drop_face (`float`): how often the face alone is left out.
         initial_latent (`float`): how often a window at a clip's start is given its first latent (those in the middle
-            always are).
+            always are, still pictures never).
         max_references (`int`): references are a random number up to this.
         region_weights (`tuple`): added to the loss weight 1 on the body, on the head, on eyes and mouth.
         channel_weights (`tuple`, *optional*): of the latent channels, of mean 1; when some carry more of the picture.
@@ -90,7 +96,14 @@ class DreamActorObjective(nn.Module):
     @classmethod
     @torch.no_grad()
     def from_pipeline(cls, pipe: DreamActorPipeline, config: ObjectiveConfig) -> DreamActorObjective:
-        """The objective of a pipeline's models, with the text states that the pipeline takes when no prompt is given."""
+        """
+        The objective of a pipeline's models, with the text states that the pipeline takes when no prompt is given.
+
+        Raises:
+            ValueError: the pipeline has no pose encoder, as those of Wan-Animate's weights.
+        """
+        if pipe.pose_encoder is None:
+            raise ValueError(NOT_TRAINABLE)
         prompt_embeds, negative_prompt_embeds = (
             pipe.encode_prompt(None, None, 1, negative=negative) for negative in (False, True)
         )
@@ -142,18 +155,19 @@ class DreamActorObjective(nn.Module):
 
         # 1. What this batch is given
         chance = torch.rand(4, generator=generator).tolist()
-        drop_all = chance[0] < config.drop_all
-        drop_motion = drop_all or chance[0] > 1 - config.drop_motion
+        drops_motion = STAGES[config.stage].drops_motion
+        drop_all = drops_motion and chance[0] < config.drop_all
+        drop_motion = drop_all or (drops_motion and chance[0] > 1 - config.drop_motion)
         drop_reference = drop_all or config.drop_all < chance[0] < config.drop_all + config.drop_reference
-        drop_face = drop_motion or chance[1] < config.drop_face
-        if not STAGES[config.stage].drops_motion:
-            drop_all = drop_motion = drop_face = False
+        drop_face = drop_motion or (drops_motion and chance[1] < config.drop_face)
         available = min(config.max_references, batch["reference_latents"].shape[2])
         number = 1 + int(chance[2] * available)
         # the first reference is the identity and always there; which others complement it is random
         others = 1 + torch.randperm(batch["reference_latents"].shape[2] - 1, generator=generator)[: number - 1]
         picks = torch.cat([torch.zeros(1, dtype=torch.long), others]).to(latents.device)
         given = batch["continued"].cpu() | (torch.rand(batch_size, generator=generator) < config.initial_latent)
+        # of a still picture nothing would be left to predict
+        given &= latents.shape[2] > 1
         given = given.to(latents.device).view(-1, 1, 1, 1, 1)
 
         # 2. Noise

@@ -10,7 +10,7 @@ def make_optimizers(
     name: str, model: nn.Module, parameters: list[nn.Parameter], learning_rate: float, weight_decay: float
 ) -> list[torch.optim.Optimizer]:
     """
-    The optimizers of a run; each parameter group carries its `peak_lr`.
+    The optimizers of a run.
 
     Args:
         name (`str`): `"adamw"` (the paper's), or `"muon"`: Muon (https://kellerjordan.github.io/posts/muon/, PyTorch 2.9)
@@ -41,9 +41,6 @@ def make_optimizers(
                 matrices, lr=learning_rate, weight_decay=weight_decay, momentum=0.95, adjust_lr_fn="match_rms_adamw"
             )
         )
-    for optimizer in optimizers:
-        for group in optimizer.param_groups:
-            group["peak_lr"] = learning_rate
     return optimizers
 
 

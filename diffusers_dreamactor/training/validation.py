@@ -61,7 +61,9 @@ def load_validation_clip(folder: str | Path, processor: MotionGuidanceProcessor)
 
 
 def find_validation_clips(folder: str | Path) -> list[Path]:
-    """Folders of rendered clips, sorted."""
+    """Folders of rendered clips in `folder`, sorted."""
+    if not Path(folder).is_dir():
+        raise FileNotFoundError(f"`folder` names no folder: {folder}")
     return sorted(path for path in Path(folder).iterdir() if (path / "clip.safetensors").exists())
 
 

@@ -47,8 +47,7 @@ def animate(prepared, video: str, steps: int, guidance_scale: float, seed: int, 
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(seed),
     )
-    sound = video if VideoReader(video).has_audio else None
-    with VideoWriter(output, fps=guidance.fps, audio=sound) as writer:
+    with VideoWriter(output, fps=guidance.fps, audio=video) as writer:
         for segment in segments:
             writer.write(segment.frames[0])
     return str(output)

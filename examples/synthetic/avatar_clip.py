@@ -23,8 +23,11 @@ HEAD_RADIUS = 0.13
 """Half the height of the head, metres: the radius of the head sphere."""
 _MEAN_HEAD_HEIGHT = 0.657
 """Height of the head's joint above the hips of the mean person, metres."""
-_FACE_SIDE = 0.27
-"""Side of the square crop around the face, metres."""
+CROP_SCALE, CROP_SHIFT = 1.47, 0.26
+"""Face crops show the whole head. A capture's face boxes reach from the brows to the chin: this is what
+`FaceMotionProcessor` has to make of them (`scale` and `shift`), measured with MediaPipe on 24 rendered portraits."""
+_FACE_SIDE = 0.27 / CROP_SCALE
+"""Side of the face box, metres."""
 _BODY_BONES = {
     "shoulder": "upperarm01",
     "elbow": "lowerarm01",
@@ -178,7 +181,8 @@ class PosedAvatar:
         # the face is seen when its front (-z of the head's axes) points to the camera
         frontal = rotation[:, 2, 2]
         half = (_FACE_SIDE / 2 * scale)[:, None]
-        middle = pixels[:, :2] + 0.35 * half * -rotation[:, :2, 2] * 0.5
+        middle = pixels[:, :2] + 0.35 * half * CROP_SCALE * -rotation[:, :2, 2] * 0.5
+        middle[:, 1:] += 2 * CROP_SHIFT * half
         boxes = np.concatenate([middle - half, middle + half], axis=1)
         order = [body.action_names.index(name) for name in ARKIT_BLENDSHAPES]
         blendshapes = np.clip(self.actions[:, order], 0, 1)
@@ -300,7 +304,7 @@ def render_motion(
     view = camera.framed_for(actor)
     actor = actor.pose(motion)
     face = actor.motion(view).face
-    crops = actor.render(view, jitter_boxes(random, face.boxes), (FACE_SIZE, FACE_SIZE))[0]
+    crops = actor.render(view, jitter_boxes(random, crop_boxes(face.boxes)), (FACE_SIZE, FACE_SIZE))[0]
 
     # a long other motion of the same kind, to take references from; who is seen from behind is so in references, too
     from_behind = np.abs(_facing(motion, body, camera)).max() > np.deg2rad(100)
@@ -325,8 +329,15 @@ def render_motion(
     return clips
 
 
+def crop_boxes(boxes: np.ndarray) -> np.ndarray:
+    """The squares `(F, 4)` to cut out around face boxes `(F, 4)`."""
+    side = boxes[:, 2:] - boxes[:, :2]
+    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - side * [0, CROP_SHIFT]
+    return np.concatenate([middle - CROP_SCALE / 2 * side, middle + CROP_SCALE / 2 * side], axis=1)
+
+
 def jitter_boxes(random: np.random.Generator, boxes: np.ndarray, smoothing: int = 5) -> np.ndarray:
-    """Face boxes `(F, 4)` smoothed over some frames, shifted and scaled a little, as those of a real detector are."""
+    """Boxes `(F, 4)` smoothed over some frames, shifted and scaled a little, as those of a real detector are."""
     kernel = np.ones(smoothing) / smoothing
     padded = np.pad(boxes, ((smoothing // 2, smoothing // 2), (0, 0)), mode="edge")
     smooth = np.stack([np.convolve(padded[:, i], kernel, mode="valid") for i in range(4)], axis=1)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import FACE_SIZE, Avatar, Camera, jitter_boxes
+from avatar_clip import FACE_SIZE, Avatar, Camera, crop_boxes, jitter_boxes
 from avatar_motion import AvatarMotion, random_motion
 from PIL import Image
 
@@ -72,7 +72,7 @@ def main() -> None:
         posed = avatar.pose(frontal(body, camera, scale, seed))
         motion = posed.motion(camera)
         Image.fromarray(posed.render(camera)[0][0]).save(output / "avatars" / f"{name}.png")
-        crops = posed.render(camera, motion.face.boxes, (FACE_SIZE, FACE_SIZE))[0]
+        crops = posed.render(camera, crop_boxes(motion.face.boxes), (FACE_SIZE, FACE_SIZE))[0]
         motion.face = replace(motion.face, crops=crops)
         motion.save(output / "avatars" / f"{name}.safetensors")
 
@@ -83,7 +83,8 @@ def main() -> None:
         camera = Camera.random(random, scale).framed_for(avatar)
         posed = avatar.pose(motion)
         captured = posed.motion(camera)
-        crops = posed.render(camera, jitter_boxes(random, captured.face.boxes), (FACE_SIZE, FACE_SIZE))[0]
+        boxes = jitter_boxes(random, crop_boxes(captured.face.boxes))
+        crops = posed.render(camera, boxes, (FACE_SIZE, FACE_SIZE))[0]
         captured.face = replace(captured.face, crops=crops)
         captured.save(output / "motions" / f"{name}.safetensors")
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import FACE_SIZE, Avatar, Camera, jitter_boxes
+from avatar_clip import FACE_SIZE, Avatar, Camera, crop_boxes, jitter_boxes
 from avatar_motion import random_motion
 
 
@@ -30,7 +30,8 @@ def render_faces(body: AvatarBody, person: int, frames: int = 8) -> tuple[np.nda
     motion = random_motion(random, body, every * frames, "portrait")
     posed = avatar.pose(motion, slice(None, None, every))
     face = posed.motion(camera).face
-    crops, _ = posed.render(camera, jitter_boxes(random, face.boxes, smoothing=1), (FACE_SIZE, FACE_SIZE))
+    boxes = jitter_boxes(random, crop_boxes(face.boxes), smoothing=1)
+    crops, _ = posed.render(camera, boxes, (FACE_SIZE, FACE_SIZE))
     return crops, motion.actions[::every]
 
 

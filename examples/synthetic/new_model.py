@@ -37,6 +37,9 @@ def main() -> None:
         "--face_attention_interval", type=int, default=1, help="every so many blocks have a face attention"
     )
     parser.add_argument("--patch_size", type=int, default=2)
+    # the defaults make of a capture's face boxes what make_dataset.py renders (avatar_clip.CROP_SCALE and CROP_SHIFT)
+    parser.add_argument("--face_scale", type=float, default=1.47, help="side of face crops, in sides of the face box")
+    parser.add_argument("--face_shift", type=float, default=0.26, help="how far face crops are moved up")
     parser.add_argument("--pose_channels", type=int, default=64)
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--num_inference_steps", type=int, default=2)
@@ -74,7 +77,8 @@ def main() -> None:
     torch.nn.init.xavier_uniform_(transformer.pose_patch_embedding.weight.flatten(1))
     pose_encoder = PoseEncoder(
         out_channels=arguments.pose_channels,
-        patch_size=2,
+        # pose latents have the size of the video's
+        patch_size=vae.config.scale_factor_spatial // 4,
         block_out_channels=(16, 48, 96),
         temporal_downsample=(True, True),
         layers_per_block=0,
@@ -87,7 +91,11 @@ def main() -> None:
         face_motion_encoder=face_motion_encoder,
         pose_encoder=pose_encoder,
         motion_processor=MotionGuidanceProcessor(
-            face_size=face_motion_encoder.config.size, area=arguments.area, size_multiple=size_multiple
+            area=arguments.area,
+            size_multiple=size_multiple,
+            face_size=face_motion_encoder.config.size,
+            face_scale=arguments.face_scale,
+            face_shift=arguments.face_shift,
         ),
         num_inference_steps=arguments.num_inference_steps,
         guidance_scale=arguments.guidance_scale,

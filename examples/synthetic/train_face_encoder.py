@@ -125,7 +125,7 @@ def main() -> None:
             optimizer.param_groups[0]["lr"] = peak * rate
             optimizer.step()
         ema.step(encoder.parameters())
-        if (step + 1) % arguments.evaluation_steps == 0:
+        if (step + 1) % arguments.evaluation_steps == 0 or step + 1 == arguments.max_train_steps:
             ema.store(encoder.parameters())
             ema.copy_to(encoder.parameters())
             with torch.no_grad():

@@ -500,10 +500,15 @@ def test_fps_and_face_crops(capture, media):
     motion = capture.capture(VideoReader(media / "carphone.mp4", fps=5), progress=False, face_size=48)
     assert motion.fps == 5 and len(motion) == 21
     assert motion.face.crops.shape == (21, 48, 48, 3)
-    # The crop is the picture inside the box: compare with Pillow's own crop.
-    frame = next(iter(VideoReader(media / "carphone.mp4", fps=5)))
-    expected = Image.fromarray(frame).crop([round(float(v)) for v in motion.face.boxes[0]]).resize((48, 48))
-    assert np.abs(motion.face.crops[0].astype(float) - np.asarray(expected)).mean() < 8
+    # The crop is the picture inside its box, which is the face's box and as much again around it.
+    x0, y0, x1, y1 = motion.face.boxes[3]
+    box = motion.face.crop_boxes[3]
+    half = (x1 - x0) / 2
+    np.testing.assert_allclose(box, [x0 - half, y0 - half, x1 + half, y1 + half], atol=0.1)
+    frame = list(VideoReader(media / "carphone.mp4", fps=5))[3]
+    shown = np.pad(frame, ((100, 100), (100, 100), (0, 0)), mode="edge")
+    expected = Image.fromarray(shown).crop([100 + round(float(v)) for v in box]).resize((48, 48))
+    assert np.abs(motion.face.crops[3].astype(float) - np.asarray(expected)).mean() < 8
 
 
 def test_saved_and_loaded(capture, tmp_path):

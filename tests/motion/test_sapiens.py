@@ -176,6 +176,23 @@ def test_the_person_is_chosen_by_box_or_detector(capture):
         capture.capture(video, person=1, progress=False)
 
 
+def test_who_was_chosen_is_waited_for(capture):
+    boxes = np.array([[120.0, 10, 160, 90], [10, 10, 90, 95]])
+    video = noise_video(3, 200, 100)
+    video[0] = 0
+
+    def see_nobody_in_the_dark(module, args, kwargs, output):
+        if kwargs["pixel_values"].flatten(2).std(dim=2).max() < 1e-3:
+            output.heatmaps.zero_()
+
+    detected = SapiensCapture(capture.pose_model, detector=lambda frame: boxes)
+    handle = capture.pose_model.register_forward_hook(see_nobody_in_the_dark, with_kwargs=True)
+    motion = detected.capture(video, person=(140.0, 50.0), progress=False, smooth=False)
+    handle.remove()
+    expected = capture.capture(video[1:], person=tuple(boxes[0]), progress=False, smooth=False)
+    np.testing.assert_allclose(motion.body.keypoints[1:], expected.body.keypoints, atol=1e-3)
+
+
 def test_nobody_and_other_models_are_named(capture):
     torch.manual_seed(0)
     blind = transformers.Sapiens2ForPoseEstimation(config(308))

@@ -195,6 +195,51 @@ def test_pseudo_references_are_made_with_the_arguments_of_the_call(pipe, referen
         assert torch.equal(call["encoder_hidden_states"], text[:1])
 
 
+@pytest.mark.parametrize("segment_frames", [9, 17])
+def test_what_is_interrupted_makes_no_references(pipe, references, motion, segment_frames):
+    calls = []
+
+    def stop(module, args, kwargs):
+        calls.append(kwargs["hidden_states"].shape)
+        pipe._interrupt = True
+
+    handle = pipe.transformer.register_forward_pre_hook(stop, with_kwargs=True)
+    arguments = {"num_pseudo_references": 2, "segment_frames": segment_frames, "num_inference_steps": 4}
+    generate(pipe, references, motion=motion, num_frames=5, **arguments)
+    handle.remove()
+    assert len(calls) == 1
+
+
+def test_an_interrupt_while_the_driver_is_prepared_counts(pipe, references, motion, monkeypatch):
+    prepare_driver, calls = pipe.prepare_driver, []
+
+    def interrupted(*args, **kwargs):
+        pipe._interrupt = True
+        return prepare_driver(*args, **kwargs)
+
+    monkeypatch.setattr(pipe, "prepare_driver", interrupted)
+    handle = pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))
+    generate(pipe, references, motion=motion, num_frames=14, num_pseudo_references=1)
+    handle.remove()
+    assert not calls
+
+
+def test_pseudo_references_need_a_head(pipe, references, motion):
+    headless = dataclasses.replace(references[0], motion=dataclasses.replace(references[0].motion, head=None))
+    calls = []
+    handle = pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))
+    with pytest.raises(ValueError, match="`num_pseudo_references` needs the head's pose"):
+        generate(pipe, headless, motion=motion, num_frames=5, num_pseudo_references=1)
+    handle.remove()
+    assert not calls
+
+
+def test_a_driver_of_a_face_that_is_not_driven_is_an_error(pipe, references, motion):
+    face_video = np.zeros((5, 64, 64, 3), dtype=np.uint8)
+    with pytest.raises(ValueError, match="`face_video` drives the face, but `drive` is"):
+        generate(pipe, references, motion=motion, face_video=face_video, drive=("head", "body"))
+
+
 def test_motion_at_another_rate(pipe, references, motion):
     assert len(pipe.prepare_guidance(references, motion=motion, fps=12)) == 7
     with pytest.raises(ValueError, match=r"`fps` is 0, but has to be positive"):

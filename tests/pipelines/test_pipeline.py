@@ -145,7 +145,7 @@ def test_noise_of_another_length_is_refused_before_anything_is_made(
     pipe = request.getfixturevalue(kind)
     noise = torch.randn(1, 16, 6, 8, 8, generator=torch.Generator().manual_seed(3))
     steps = []
-    arguments = {"callback_on_step_end": lambda *_: steps.append(None) or {}, "output_type": "latent"}
+    arguments = {"callback_on_step_end": lambda *_: steps.append(None) or {}}
     for wrong in (num_latent_frames - 1, num_latent_frames + 1):
         with pytest.raises(ValueError, match=rf"`latents` has the shape .*needs \(1, 16, {num_latent_frames}, 8, 8\)"):
             run(pipe, picture, guidance, latents=noise[:, :, :wrong], **arguments)
@@ -199,6 +199,12 @@ def test_wan_mode_makes_the_frames_asked_for(wan_pipe, picture, guidance):
     assert result.frames.shape == (1, 14, 3, 64, 64)
     with pytest.raises(ValueError, match="one reference"):
         run(wan_pipe, [picture, picture], guidance)
+
+
+def test_wan_latents_of_several_segments_are_an_error(wan_pipe, picture, guidance):
+    assert run(wan_pipe, picture, guidance, segment_frames=17, output_type="latent").frames.shape[2] == 5
+    with pytest.raises(ValueError, match='`output_type` is "latent", but .* 14 frames in 2 segments'):
+        run(wan_pipe, picture, guidance, segment_frames=9, output_type="latent")
 
 
 def test_videos_of_a_batch(pipe, picture, guidance):
@@ -331,6 +337,11 @@ def test_more_frames_than_the_driver_has(pipe, picture, guidance, extend, expect
         ({"background_video": "x.mp4"}, r"`background_video`"),
         ({"num_pseudo_references": -1}, r"`num_pseudo_references` is -1"),
         ({"audio": "a.wav"}, r"`guidance` is already drawn"),
+        ({"drive": ("head",)}, r"`drive` is \('head',\), but `guidance` is already drawn"),
+        ({"retarget": False}, r"`retarget` is False, but `guidance` is already drawn"),
+        ({"align": "first"}, r"`align` is 'first', but `guidance` is already drawn"),
+        ({"bone_scale": {"arm": 2.0}}, r"`bone_scale` is .*, but `guidance` is already drawn"),
+        ({"person": 1}, r"`person` is 1, but `guidance` is already drawn"),
         ({"fps": 12}, r"`fps` is 12, but `guidance` is already drawn, at its own 25 frames/s"),
         ({"height": 32, "width": 32}, r"`guidance` is 64x64 pixels, but the generation size is 32x32"),
     ],

@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -84,6 +86,29 @@ def test_stored_crops_and_tokens_are_used(stick_figure, processor):
     guidance = processor(motion, HEIGHT, WIDTH)
     assert guidance.face is None and guidance.motion_tokens.shape == (4, 2)
     np.testing.assert_allclose(guidance.face_weight, [1, 1, 0.9, 1])
+
+
+def test_stored_pictures_of_the_face_give_the_crops_of_the_video(stick_figure):
+    processor = MotionGuidanceProcessor(face_size=32, face_scale=1.3, face_shift=0.2)
+    motion = stick_figure(6, HEIGHT, WIDTH, turn=0)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    frames = [
+        np.stack([columns * 2, rows * 3, 40 * np.sin(columns / 9) + 5 * index + 100], axis=-1).astype(np.uint8)
+        for index in range(6)
+    ]
+    expected = processor(motion, HEIGHT, WIDTH, frames).face
+    wide = FaceMotionProcessor(128, scale=2.0)
+    stored = replace(
+        motion,
+        face=replace(
+            motion.face,
+            crops=[wide.crop(frame, box).transpose(1, 2, 0) for frame, box in zip(frames, motion.face.boxes)],
+            crop_boxes=[wide.crop_box(box) for box in motion.face.boxes],
+        ),
+    )
+    stored.validate()
+    error = np.abs(processor(stored, HEIGHT, WIDTH).face.astype(int) - expected)
+    assert error.mean() < 1 and np.percentile(error, 99) < 6
 
 
 def test_parts_that_are_missing(stick_figure, processor, caplog):

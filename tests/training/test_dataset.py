@@ -51,6 +51,32 @@ def test_the_validator_names_what_is_wrong(tmp_path):
     assert "standard deviation" in check_prepared_clip(tmp_path / "clip4")[0]
 
 
+def test_a_broken_file_is_named(tmp_path):
+    write_clip(tmp_path / "whole", 0)
+    write_clip(tmp_path / "cut", 1)
+    path = tmp_path / "cut" / "latents.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert "cut: cannot be read" in check_prepared_clip(tmp_path / "cut")[0]
+    with pytest.raises(ValueError, match="cannot be read, cut"):
+        PreparedClipDataset(tmp_path, lengths=(3,))
+
+
+def test_a_window_of_length_1_is_the_first_frame(tmp_path):
+    write_clip(tmp_path / "clip", 0)
+    clip = read_prepared_clip(tmp_path / "clip")
+    dataset = PreparedClipDataset(tmp_path, lengths=(1,), start_probability=0.0)
+    for seed in range(5):
+        sample = dataset[0, seed]
+        assert torch.equal(sample["latents"], clip["latents"][:, :1].float()) and not sample["continued"]
+        assert torch.equal(sample["maps"], clip["maps"][:, :1])
+
+
+def test_every_length_needs_a_weight(tmp_path):
+    write_clip(tmp_path / "clip", 0)
+    with pytest.raises(ValueError, match="`length_weights` has 1 numbers, but `lengths` has 2"):
+        PreparedClipDataset(tmp_path, lengths=(2, 3), length_weights=(1.0,))
+
+
 def test_a_folder_without_clips_is_an_error(tmp_path):
     with pytest.raises(ValueError, match="no prepared clips"):
         PreparedClipDataset(tmp_path)

@@ -102,3 +102,22 @@ def test_wrong_arguments_are_named(run_script, capsys, arguments, message):
     with pytest.raises(SystemExit):
         run_script("prepare_dataset.py", *arguments)
     assert re.search(message, capsys.readouterr().err)
+
+
+def test_clips_of_one_name_are_an_error(run_script, tmp_path):
+    for suffix in (".mp4", ".mov"):
+        (tmp_path / "clips").mkdir(exist_ok=True)
+        (tmp_path / "clips" / f"0001{suffix}").touch()
+    with pytest.raises(SystemExit, match="several clips named 0001"):
+        run_script("prepare_dataset.py", "--clips", tmp_path / "clips", "--output", tmp_path / "output")
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_broken_clip_is_skipped_with_its_name(run_script, model, tmp_path, capsys):
+    write_rendered_clip(tmp_path / "clips" / "cut", 9, brightness=80, zoom=0.8)
+    write_rendered_clip(tmp_path / "clips" / "whole", 9, brightness=80, zoom=0.8)
+    path = tmp_path / "clips" / "cut" / "clip.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    run_script("prepare_dataset.py", "--clips", tmp_path / "clips", "--output", tmp_path / "output", "--model", model)
+    assert "cut: skipped" in capsys.readouterr().out
+    assert [path.parent.name for path in (tmp_path / "output").glob("*/latents.safetensors")] == ["whole"]

@@ -1,3 +1,4 @@
+import json
 import os
 import shutil
 import subprocess
@@ -48,6 +49,19 @@ def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(run_script, model, cl
     expected, found = weights(tmp_path / "straight" / "model"), weights(tmp_path / "resumed" / "model")
     assert all(torch.equal(expected[name], found[name]) for name in expected)
     assert [path.name for path in list_checkpoints(tmp_path / "resumed")] == ["checkpoint-2", "checkpoint-4"]
+
+
+def test_what_is_asked_for_when_a_run_goes_on_counts(run_script, model, clips, tmp_path):
+    arguments = ["--model", model, "--data", clips, "--output", tmp_path, "--checkpointing_steps", 1, *COMMON]
+    run_script("train_dreamactor.py", *arguments, "--max_train_steps", 1)
+    changed = ["--learning_rate", 0, "--weight_decay", 0.5, "--ema_decay", 0]
+    run_script("train_dreamactor.py", *arguments, "--max_train_steps", 2, *changed)
+    first, second = (load_file(path / "model.safetensors") for path in list_checkpoints(tmp_path))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    optimizer = torch.load(list_checkpoints(tmp_path)[1] / "optimizer.bin")
+    assert {group["weight_decay"] for group in optimizer["param_groups"]} == {0.5}
+    # averages that forget everything are the weights themselves
+    assert all(torch.equal(value, second[name]) for name, value in weights(tmp_path / "model").items())
 
 
 def test_a_run_does_not_mix_with_an_earlier_one(run_script, model, clips, tmp_path):
@@ -167,6 +181,44 @@ def test_a_given_first_latent_is_not_in_the_loss(model, clips):
     assert (gradient[:, :, 0] == 0).all() and (gradient[:, :, 1:] != 0).any()
 
 
+def test_still_pictures_train(model, clips):
+    pipe = DreamActorPipeline.from_pretrained(model)
+    dataset = PreparedClipDataset(clips, lengths=(1,))
+    objective = DreamActorObjective.from_pipeline(pipe, ObjectiveConfig(initial_latent=1.0))
+    with torch.no_grad():
+        assert torch.isfinite(objective(collate_clips([dataset[0, 0]]), seed_step(0, 0))["loss"])
+
+
+def test_the_stage_of_the_face_drops_nothing_but_references(model, clips):
+    pipe = DreamActorPipeline.from_pretrained(model)
+    batch = collate_clips([PreparedClipDataset(clips, lengths=(3,))[0, 0]])
+    other = batch | {"reference_latents": batch["reference_latents"] + 1}
+    for drop_reference in (0.0, 1.0):
+        config = ObjectiveConfig(
+            stage="2", drop_all=1.0, drop_motion=1.0, drop_face=1.0, drop_reference=drop_reference
+        )
+        if drop_reference:
+            config.drop_all = 0.0
+        objective = DreamActorObjective.from_pipeline(pipe, config)
+        with torch.no_grad():
+            changes = objective(batch, seed_step(0, 0))["loss"] != objective(other, seed_step(0, 0))["loss"]
+        assert changes == (not drop_reference)
+
+
+def test_wan_animate_weights_are_not_trained(run_script, model, clips, tmp_path):
+    shutil.copytree(model, tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    index["pose_encoder"] = [None, None]
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index))
+    arguments = ["--model", tmp_path / "model", "--output", tmp_path / "run"]
+    with pytest.raises(ValueError, match="has no `pose_encoder`"):
+        run_script("prepare_dataset.py", *arguments, "--clips", clips)
+    for script in ("train_lora.py", "train_dreamactor.py"):
+        with pytest.raises(ValueError, match="has no `pose_encoder`"):
+            run_script(script, *arguments, "--data", clips, *COMMON, "--max_train_steps", 1)
+    assert not (tmp_path / "run").exists()
+
+
 def test_an_unknown_stage_and_nothing_to_train_are_errors(model):
     transformer = DreamActorPipeline.from_pretrained(model).transformer
     with pytest.raises(ValueError, match="'4'"):
@@ -283,6 +335,23 @@ def test_sharded_processes_train_as_replicated_ones_and_resume_exactly(replicate
 def test_what_cannot_be_sharded_is_an_error(version, optimizer, message):
     with pytest.raises(ValueError, match=message):
         check_sharding(FullyShardedDataParallelPlugin(fsdp_version=version), optimizer)
+
+
+def test_a_resumed_lora_is_bit_by_bit_the_uninterrupted_one(run_script, model, clips, tmp_path):
+    arguments = ["--model", model, "--data", clips, "--rank", 4, "--checkpointing_steps", 2, *COMMON]
+    run_script("train_lora.py", *arguments, "--output", tmp_path / "straight", "--max_train_steps", 4)
+    for steps in (2, 4):
+        run_script("train_lora.py", *arguments, "--output", tmp_path / "resumed", "--max_train_steps", steps)
+    expected, found = (
+        load_file(tmp_path / run / "pytorch_lora_weights.safetensors") for run in ("straight", "resumed")
+    )
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    # the model that rests is not in the checkpoints
+    checkpoint = list_checkpoints(tmp_path / "resumed")[-1]
+    assert not (checkpoint / "model.safetensors").exists()
+    assert load_file(checkpoint / "adapter.safetensors").keys() and not any(
+        "base_layer" in name for name in load_file(checkpoint / "adapter.safetensors")
+    )
 
 
 def test_a_lora_is_read_by_the_pipeline(run_script, model, clips, tmp_path):

@@ -16,6 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...media import VideoReader
+from ...processors.face_motion import FaceMotionProcessor
 from ..sequence import MotionSequence
 from .body_pose import PoseObservations, hand_is_plausible
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
@@ -32,6 +33,8 @@ logger = logging.get_logger(__name__)
 _ALIKE = 0.5
 # How long after (or before) it was seen a person is looked for where it was.
 _SEARCH_SECONDS = 1.0
+# how much of the picture is kept with a face, as a multiple of the face box's side
+_CROP_SCALE = 2.0
 
 
 @dataclass
@@ -133,7 +136,8 @@ class MediaPipeCapture:
             person (*optional*): whom, if there are several: an index by size, `(x, y)` pixels in the first frame that has
                 people, or a box `(x0, y0, x1, y1)`. Default: the largest over the video.
             progress (`bool`): show progress bars.
-            face_size (`int`, *optional*): also cut face crops of this many pixels (these are kept in memory).
+            face_size (`int`, *optional*): also keep a picture of this many pixels of the face and as much again around it
+                (in memory), so that the face can be driven without the video.
             smooth (`bool`): remove jitter.
 
         Returns:
@@ -161,7 +165,7 @@ class MediaPipeCapture:
         people = np.array([-1 if each is None else each[0] for each in chosen], dtype=np.int64)
         motion = to_motion(looks, observed, people, survey.shots, reader, what, smooth)
         if face_size is not None:
-            motion.face.crops = self._cut_faces(reader, motion.face.boxes, face_size, progress)
+            motion.face.crops, motion.face.crop_boxes = _cut_faces(reader, motion.face.boxes, face_size, progress)
         motion.validate()
         return motion
 
@@ -252,21 +256,14 @@ class MediaPipeCapture:
                 hands.result()
         return looks, observed
 
-    def _cut_faces(self, reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> np.ndarray:
-        crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
-        for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=not progress)):
-            x0, y0, x1, _ = boxes[index]
-            scale = (x1 - x0) / size
-            # Supersampled by averaging where the face is larger than the crop, so that it does not alias.
-            factor = max(1, int(np.ceil(scale)))
-            picture = Image.fromarray(frame).transform(
-                (size * factor, size * factor),
-                Image.Transform.AFFINE,
-                (scale / factor, 0, x0, 0, scale / factor, y0),
-                Image.Resampling.BICUBIC if factor == 1 else Image.Resampling.BILINEAR,
-            )
-            crops[index] = np.asarray(picture.reduce(factor) if factor > 1 else picture)
-        return crops
+
+def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Pictures `(F, size, size, 3)` of the faces with what is around them, and the squares `(F, 4)` that they show."""
+    cutter = FaceMotionProcessor(size, scale=_CROP_SCALE)
+    crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
+    for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=not progress)):
+        crops[index] = cutter.crop(frame, boxes[index]).transpose(1, 2, 0)
+    return crops, np.array([cutter.crop_box(box) for box in boxes])
 
 
 def _expected_heads(

@@ -242,7 +242,7 @@ class SapiensCapture:
         Args:
             video: whatever `VideoReader` takes, or one PIL image, which gives one frame.
             fps (`float`, *optional*): resample to this rate (default: the video's own).
-            person (*optional*): whom: a box `(x0, y0, x1, y1)` in the first frame; with a detector also an index by
+            person (*optional*): whom: a box `(x0, y0, x1, y1)` in the first frame that shows somebody; with a detector also an index by
                 size or a point `(x, y)`. Default: the detector's largest, else whoever fills the picture most.
             progress (`bool`): show a progress bar.
             smooth (`bool`): remove jitter.
@@ -256,9 +256,9 @@ class SapiensCapture:
         keypoints, scores = np.zeros((num_frames, NUM_JOINTS, 2)), np.zeros((num_frames, NUM_JOINTS))
         faces, face_confidence = np.zeros((num_frames, 4)), np.zeros(num_frames)
         depth, focal_lengths = np.zeros((num_frames, NUM_JOINTS)), []
-        box = None
+        box, found_once = None, False
         for index, frame in enumerate(tqdm(reader, desc="Sapiens2", unit="frame", disable=not progress)):
-            searched = self._first_box(frame, person if index == 0 else None) if box is None else box
+            searched = self._first_box(frame, None if found_once else person) if box is None else box
             points, point_scores = self._find_points(frame, searched)
             if box is None:
                 # The first box is rough: look again where the person was found.
@@ -267,7 +267,7 @@ class SapiensCapture:
             if (joint_scores[BODY] >= _THRESHOLD).sum() < 3:
                 box = None
                 continue
-            box = _box_around(points, point_scores, size, searched)
+            box, found_once = _box_around(points, point_scores, size, searched), True
             keypoints[index], scores[index] = joints, joint_scores
             face = points[GOLIATH_FACE][point_scores[GOLIATH_FACE] >= _THRESHOLD]
             if len(face) >= 20:
@@ -328,7 +328,7 @@ class SapiensCapture:
         index = 0 if person is None else person
         if not isinstance(index, int) or not 0 <= index < len(boxes):
             raise ValueError(
-                f"`person` is {person!r}, but {len(boxes)} were found in the first frame; the largest is 0."
+                f"`person` is {person!r}, but {len(boxes)} were found in the first frame that shows people; the largest is 0."
             )
         return boxes[order[index]]
 
