@@ -4,7 +4,8 @@ Render the avatars and motions that DreamActor-Tiny brings along.
     python bundle_demo.py --body body.npz --output ../../diffusers_dreamactor/checkpoints
 
 Writes `avatars/<name>.png` with the pose in it as `avatars/<name>.safetensors`, and `motions/<name>.safetensors` with
-face crops of one more person. None of them is in the training data.
+face crops of one more person. None of them is in the training data. Motions that were captured from real videos and lie
+there without crops get some, too: the same person makes the faces that were captured.
 """
 
 from __future__ import annotations
@@ -17,8 +18,11 @@ import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
 from avatar_clip import FACE_SIZE, Avatar, Camera, crop_boxes, jitter_boxes
-from avatar_motion import AvatarMotion, random_motion
+from avatar_motion import AvatarMotion, random_motion, with_expression
 from PIL import Image
+
+from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.motion.skeleton import ARKIT_BLENDSHAPES
 
 
 AVATARS = {
@@ -35,6 +39,8 @@ MOTIONS = {
     "wave": ("half_body", 90_000_023),
     "dance": ("full_body", 90_000_024),
 }
+CAPTURED = ("talk", "walk")
+CAPTURED_FACE_SIZE = 32
 HEAD_CHAIN = ("root", "spine05", "spine04", "spine03", "spine02", "spine01", "neck01", "neck02", "neck03", "head")
 MOTION_FRAMES = 49
 MOTION_PERSON = 90_000_002
@@ -55,6 +61,19 @@ def frontal(body: AvatarBody, camera: Camera, scale: str, seed: int) -> AvatarMo
     return replace(
         motion, rotations=motion.rotations[frame], translation=0.5 * motion.translation[frame], actions=actions
     )
+
+
+def enact_face(avatar: Avatar, motion: MotionSequence, camera: Camera, size: int) -> np.ndarray:
+    """Face crops `(F, size, size, 3)` of an avatar that turns its head and makes faces as somebody captured does."""
+    body, num_frames = avatar.body, len(motion)
+    front = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
+    rotations = np.tile(np.eye(3, dtype=np.float32), (num_frames, len(body.bone_names), 1, 1))
+    rotations[:, body.bone_index["head"]] = camera.rotation.T @ motion.head.rotation @ front
+    actions = np.zeros((num_frames, len(body.action_names)), dtype=np.float32)
+    actions[:, [body.action_index[name] for name in ARKIT_BLENDSHAPES]] = motion.face.blendshapes
+    still = np.zeros((num_frames, 3), dtype=np.float32)
+    posed = avatar.pose(with_expression(AvatarMotion(rotations, still, actions, "portrait"), actions, body))
+    return posed.render(camera, crop_boxes(posed.motion(camera).face.boxes), (size, size))[0]
 
 
 def main() -> None:
@@ -87,6 +106,13 @@ def main() -> None:
         crops = posed.render(camera, boxes, (FACE_SIZE, FACE_SIZE))[0]
         captured.face = replace(captured.face, crops=crops)
         captured.save(output / "motions" / f"{name}.safetensors")
+    camera = replace(Camera.random(np.random.default_rng(0), "portrait"), x=0.0, yaw=0.0).framed_for(avatar)
+    for name in CAPTURED:
+        path = output / "motions" / f"{name}.safetensors"
+        if path.exists():
+            motion = MotionSequence.load(path)
+            motion.face = replace(motion.face, crops=enact_face(avatar, motion, camera, CAPTURED_FACE_SIZE))
+            motion.save(path)
 
 
 if __name__ == "__main__":
