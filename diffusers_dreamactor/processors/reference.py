@@ -391,8 +391,10 @@ def _move_to_window(
         body = replace(body, joints=joints, keypoints=(body.keypoints - offset) * scale)
     if head is not None:
         head = replace(head, center=(head.center - offset) * scale, radius=head.radius * scale)
-    if face is not None and face.boxes is not None:
-        face = replace(face, boxes=(face.boxes - np.tile(offset, 2)) * scale)
+    if face is not None:
+        boxes = {name: getattr(face, name) for name in ("boxes", "crop_boxes")}
+        moved = {name: (box - np.tile(offset, 2)) * scale for name, box in boxes.items() if box is not None}
+        face = replace(face, **moved)
     return replace(
         motion,
         width=width,

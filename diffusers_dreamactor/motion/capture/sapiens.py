@@ -242,8 +242,9 @@ class SapiensCapture:
         Args:
             video: whatever `VideoReader` takes, or one PIL image, which gives one frame.
             fps (`float`, *optional*): resample to this rate (default: the video's own).
-            person (*optional*): whom: a box `(x0, y0, x1, y1)` in the first frame that shows somebody; with a detector also an index by
-                size or a point `(x, y)`. Default: the detector's largest, else whoever fills the picture most.
+            person (*optional*): whom: a box `(x0, y0, x1, y1)` in the first frame that shows somebody; with a detector
+                also an index by size or a point `(x, y)`. Default: the detector's largest, else whoever fills the
+                picture most.
             progress (`bool`): show a progress bar.
             smooth (`bool`): remove jitter.
 
