@@ -25,7 +25,7 @@ CAPTURE_EXAMPLES = """examples:
 DEMO_EXAMPLES = """examples:
   dreamactor demo
   dreamactor demo --list
-  dreamactor demo --avatar ana --motion wave --output demo.mp4
+  dreamactor demo --avatar dan --motion dance --output demo.mp4
 """
 EXTRAS = {
     "capture": ("mediapipe", "driving videos and reference pictures (MediaPipe)"),
@@ -87,8 +87,8 @@ def build_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser(
         "demo", help="animate a bundled avatar by a bundled motion", epilog=DEMO_EXAMPLES, formatter_class=raw
     )
-    demo.add_argument("--avatar", help="name of the avatar; the first one by default")
-    demo.add_argument("--motion", help="name of the motion; the first one by default")
+    demo.add_argument("--avatar", default="ana", help="name of the avatar (default: %(default)s)")
+    demo.add_argument("--motion", default="talk", help="name of the motion (default: %(default)s)")
     demo.add_argument("--list", action="store_true", help="list avatars and motions and stop")
     demo.add_argument("--output", default="demo.mp4", help="the MP4 to write (default: %(default)s)")
     add_generation_arguments(demo)
@@ -258,14 +258,13 @@ def run_demo(args: argparse.Namespace) -> None:
         print("motions:", ", ".join(motions))
         return
     check_output(args.output, VIDEO_SUFFIXES)
-    avatar, motion = args.avatar or next(iter(avatars)), args.motion or next(iter(motions))
-    for name, choice, choices in (("--avatar", avatar, avatars), ("--motion", motion, motions)):
+    for name, choice, choices in (("--avatar", args.avatar, avatars), ("--motion", args.motion, motions)):
         if choice not in choices:
             raise ValueError(f"`{name}` is {choice!r}, but there are {', '.join(choices)}.")
-    picture = avatars[avatar]
+    picture = avatars[args.avatar]
     reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
     pipe = load_pipeline(args.model, args.device)
-    motion = MotionSequence.load(motions[motion])
+    motion = MotionSequence.load(motions[args.motion])
     generate(pipe, str(picture), None, motion, args, reference_motion=reference_motion)
 
 

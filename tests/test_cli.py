@@ -27,7 +27,7 @@ def test_demo_writes_a_video_and_its_preview(tmp_path, capsys):
     output = tmp_path / "demo.mp4"
     assert main(["demo", "--output", str(output), "--preview", *QUICK]) == 0
     count, rate, sounds = probe(output)
-    motion = MotionSequence.load(next(iter(bundled_motions().values())))
+    motion = MotionSequence.load(bundled_motions()["talk"])
     assert (count, sounds) == (5, 0) and float(rate) == pytest.approx(motion.fps)
     assert probe(tmp_path / "demo.preview.mp4")[0] == 5
     assert "5 frames" in capsys.readouterr().out
