@@ -105,6 +105,18 @@ def turning_clip():
     return yaw, looks, observations(turned(yaw))
 
 
+def test_without_a_face_the_body_says_how_large_the_head_is():
+    _, _, observed = turning_clip()
+    arguments = (observed.world, observed.visibility, observed.seen, FOCAL_LENGTH, WIDTH, HEIGHT)
+    found = estimate_heads([None] * 61, observed.keypoints, *arguments)
+    guessed = observed.keypoints.copy()
+    face = guessed[:, :11]
+    guessed[:, :11] = face.mean(axis=1, keepdims=True) + 0.5 * (face - face.mean(axis=1, keepdims=True))
+    heads = estimate_heads([None] * 61, guessed, *arguments)
+    np.testing.assert_allclose(heads.radius, found.radius, rtol=0.1)
+    assert np.abs(heads.center - found.center).max() < 0.3 * found.radius.max()
+
+
 def test_the_head_carries_on_when_the_face_is_turned_away():
     yaw, looks, observed = turning_clip()
     heads = estimate_heads(

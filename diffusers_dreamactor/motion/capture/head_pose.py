@@ -58,6 +58,7 @@ POSE_POINTS_OF_LOOK = [0, 2, 5, 9, 10, 7, 8]
 # Where the pose's face points (nose, left eye, right eye, left ear, right ear, mouth corners) are in the head's frame
 # (metres, x to the person's left, y down, z to the back of the head; the canonical face, ears at its rim).
 _POSE_FACE = [0, 2, 5, 7, 8, 9, 10]
+_TRUNK = [11, 12, 23, 24]
 _POSE_FACE_IN_HEAD = (
     np.array(
         [
@@ -306,6 +307,11 @@ def estimate_heads(
     turned = np.einsum("fij,nj->fni", by_pose, template)
     weights = np.ones(turned.shape[:2])
     scale, offset = weak_perspective(turned, face_points, weights)
+    if not both.any():
+        # Face points that are guessed lie too close together; shoulders and hips show how large a head is.
+        body_scale, _ = weak_perspective(world[:, _TRUNK], keypoints[:, _TRUNK], visibility[:, _TRUNK] + 0.05)
+        scale = np.maximum(scale, body_scale)
+        offset = face_points.mean(axis=1) - scale[:, None] * turned.mean(axis=1)[:, :2]
     scale = np.maximum(scale, 1e-3)
     # Radius, and sides of the face's box, in metres; places of the ball and of the box in the head's frame.
     ratio, shift = _BALL_RADIUS / 100, _FLIP @ _BALL_CENTRE / 100
