@@ -179,11 +179,10 @@ class FaceMotionProcessor(ProcessorMixin):
                     left, top, right, _ = crop_boxes[index]
                     held = self.crop(crop, (boxes[index] - [left, top, left, top]) * len(crop) / (right - left))
                 else:
-                    size = (self.config.size,) * 2
-                    held = (
-                        Image.fromarray(crop).resize(size, Image.Resampling.LANCZOS) if len(crop) != size[0] else crop
-                    )
-                    held = np.asarray(held).transpose(2, 0, 1)
+                    picture = Image.fromarray(crop)
+                    if len(crop) != self.config.size:
+                        picture = picture.resize((self.config.size,) * 2, Image.Resampling.LANCZOS)
+                    held = np.asarray(picture).transpose(2, 0, 1)
             yield held
 
     def crop(self, frame: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ FACE_SIZE = 64
 SUPERSAMPLING = 2
 HEAD_RADIUS = 0.13
 """Half the height of the head, metres: the radius of the head sphere."""
+HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
+"""The head bone's axes in the world (z up, face to -y) to those of `HeadTrack` (y down, z to the back)."""
 _MEAN_HEAD_HEIGHT = 0.657
 """Height of the head's joint above the hips of the mean person, metres."""
 CROP_SCALE, CROP_SHIFT = 1.47, 0.26
@@ -170,8 +172,7 @@ class PosedAvatar:
         body_track = BodyTrack(joints, keypoints, inside.all(axis=-1).astype(np.float32))
 
         axes = camera.rotation
-        front = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
-        rotation = axes @ self.rotations[:, body.bone_index["head"]] @ front.T
+        rotation = axes @ self.rotations[:, body.bone_index["head"]] @ HEAD_AXES.T
         center = camera.to_camera(self.head_center())
         pixels = camera.project(center)
         scale = camera.focal_length / center[:, 2]

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import FACE_SIZE, Avatar, Camera, crop_boxes, jitter_boxes
+from avatar_clip import FACE_SIZE, HEAD_AXES, Avatar, Camera, crop_boxes, jitter_boxes
 from avatar_motion import AvatarMotion, random_motion, with_expression
 from PIL import Image
 
@@ -66,9 +66,8 @@ def frontal(body: AvatarBody, camera: Camera, scale: str, seed: int) -> AvatarMo
 def enact_face(avatar: Avatar, motion: MotionSequence, camera: Camera, size: int) -> np.ndarray:
     """Face crops `(F, size, size, 3)` of an avatar that turns its head and makes faces as somebody captured does."""
     body, num_frames = avatar.body, len(motion)
-    front = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
     rotations = np.tile(np.eye(3, dtype=np.float32), (num_frames, len(body.bone_names), 1, 1))
-    rotations[:, body.bone_index["head"]] = camera.rotation.T @ motion.head.rotation @ front
+    rotations[:, body.bone_index["head"]] = camera.rotation.T @ motion.head.rotation @ HEAD_AXES
     actions = np.zeros((num_frames, len(body.action_names)), dtype=np.float32)
     actions[:, [body.action_index[name] for name in ARKIT_BLENDSHAPES]] = motion.face.blendshapes
     still = np.zeros((num_frames, 3), dtype=np.float32)
