@@ -411,7 +411,7 @@ def test_a_picture_gives_one_frame(capture, media, name):
     motion.validate()
     assert len(motion) == 1 and (motion.width, motion.height) == picture.size
     assert motion.head.confidence[0] >= 0.5 and abs(motion.yaw()[0]) < 15
-    # Both look into the camera.
+    # Both figures face the camera and hold their heads about level.
     assert abs(head_yaw_pitch_roll(motion.head.rotation)[0, 1]) < 6
     assert motion.face.crops.shape == (1, 64, 64, 3)
     assert (motion.body.confidence[0, [2, 3, 4, 5, 6, 7]] >= 0.5).all()

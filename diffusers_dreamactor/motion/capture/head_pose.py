@@ -19,8 +19,8 @@ _BALL_RADIUS = 11.0
 _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
 _POSE_FACE_ERROR = 0.35
-# A head that looks straight ahead looks 7 degrees down to MediaPipe, whose canonical face leans back: measured on 37
-# rendered heads of known pose (on two photographs of people who look into the camera it is 9 and 10).
+# A head that is held level looks 7 degrees down to MediaPipe: the median over 37 rendered heads of known pose. No
+# measurement of real heads went into it.
 _LEVEL = Rotation.from_euler("x", -7.0, degrees=True).as_matrix()
 # OpenGL's camera axes (y up, z towards the camera) to ours (y down, z away).
 _FLIP = np.diag([1.0, -1.0, -1.0])
