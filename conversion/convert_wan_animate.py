@@ -50,7 +50,6 @@ USUAL_PROMPT = "视频中的人在做动作"
 DIFFUSERS_REPOSITORY = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 AREA = 832 * 480
 PIPELINE_CONFIG = {
-    "wan_animate": True,
     "num_inference_steps": 20,
     "guidance_scale": 1.0,
     "segment_frames": 77,
@@ -125,7 +124,7 @@ def convert(
     keep_text_encoder: bool = False,
 ) -> None:
     """
-    Converts Wan2.2-Animate into a `DreamActorPipeline` repository.
+    Converts Wan2.2-Animate into a `DreamActorWanAnimatePipeline` repository.
 
     Args:
         source (`str`): A `WanAnimatePipeline` repository (folder or Hub id), or the transformer alone.
@@ -171,7 +170,7 @@ def convert(
 
             MediaPipeCapture.from_pretrained(capture_models).save_pretrained(staging / "capture")
             entries["capture"] = (LIBRARY, "MediaPipeCapture")
-        write_model_index(staging, entries, PIPELINE_CONFIG)
+        write_model_index(staging, "DreamActorWanAnimatePipeline", entries, PIPELINE_CONFIG)
 
 
 def convert_back(source: str, output: Path, dtype: torch.dtype | None = None) -> None:
@@ -179,16 +178,12 @@ def convert_back(source: str, output: Path, dtype: torch.dtype | None = None) ->
     Writes the transformer of a repository that `convert` wrote as a `WanAnimateTransformer3DModel`.
 
     Args:
-        source (`str`): A `DreamActorPipeline` repository with Wan-Animate weights, folder or Hub id.
+        source (`str`): A `DreamActorWanAnimatePipeline` repository, folder or Hub id.
         output (`Path`): The model's folder.
         dtype (`torch.dtype`, *optional*): Of the weights; the source's when `None`: bit for bit.
     """
     path = find_source("--source", source, ["model_index.json"] + [f"{component}/*" for component in MODEL_CLASSES])
-    index = read_model_index(path, ("DreamActorPipeline",))
-    if not index.get("wan_animate"):
-        raise ValueError(
-            f"`{source}` has no Wan-Animate weights (its `wan_animate` is False), so they do not convert back."
-        )
+    read_model_index(path, ("DreamActorWanAnimatePipeline",))
     configs, tensors, max_shard_bytes = {}, {}, 1
     for component, model_class in MODEL_CLASSES.items():
         configs[component] = read_model_config(path / component, model_class)

@@ -47,7 +47,6 @@ from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 EXPERTS = {"high": ("transformer", "high_noise_model"), "low": ("transformer_2", "low_noise_model")}
 PIPELINE_CLASSES = ("WanImageToVideoPipeline", "WanPipeline")
 PIPELINE_CONFIG = {
-    "wan_animate": False,
     "num_inference_steps": 30,
     "guidance_scale": 2.5,
     "segment_frames": 73,
@@ -305,7 +304,7 @@ def convert(
 
             MediaPipeCapture.from_pretrained(capture_models).save_pretrained(staging / "capture")
             entries["capture"] = (LIBRARY, "MediaPipeCapture")
-        write_model_index(staging, entries, PIPELINE_CONFIG)
+        write_model_index(staging, "DreamActorPipeline", entries, PIPELINE_CONFIG)
 
 
 def main() -> None:

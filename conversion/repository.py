@@ -304,16 +304,19 @@ def write_prompt_embedding(target: Path, states: torch.Tensor, prompt: str) -> N
     model.save_pretrained(target)
 
 
-def write_model_index(folder: Path, components: Mapping[str, tuple[str, str]], config: Mapping[str, Any]) -> None:
+def write_model_index(
+    folder: Path, pipeline_class: str, components: Mapping[str, tuple[str, str]], config: Mapping[str, Any]
+) -> None:
     """
-    Writes the `model_index.json` that `DreamActorPipeline.save_pretrained` would.
+    Writes the `model_index.json` that the pipeline's `save_pretrained` would.
 
     Args:
         folder (`Path`): The repository.
+        pipeline_class (`str`): The pipeline's name.
         components: Library and class of each component that there is.
         config: Values of the pipeline's config.
     """
-    index = {"_class_name": "DreamActorPipeline", "_diffusers_version": diffusers.__version__}
+    index = {"_class_name": pipeline_class, "_diffusers_version": diffusers.__version__}
     index |= {name: list(components.get(name, (None, None))) for name in COMPONENTS} | dict(config)
     text = json.dumps(index, indent=2, sort_keys=True) + "\n"
     (folder / "model_index.json").write_text(text, encoding="utf-8")

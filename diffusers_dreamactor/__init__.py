@@ -18,9 +18,12 @@ from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
 from diffusers_dreamactor.motion.retarget import retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
+from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import DreamActorWanAnimatePipeline
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.processors.body_skeleton import BodySkeletonProcessor
 from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
@@ -32,6 +35,7 @@ from diffusers_dreamactor.processors.reference import Reference, ReferenceProces
 __version__ = "0.1.0"
 
 __all__ = [
+    "AnimationInputs",
     "AudioMotionEncoder",
     "BodySkeletonProcessor",
     "ConditionCache",
@@ -39,6 +43,7 @@ __all__ = [
     "DreamActorPipelineOutput",
     "DreamActorTransformer3DModel",
     "DreamActorVAE",
+    "DreamActorWanAnimatePipeline",
     "FaceMotionEncoder",
     "FaceMotionProcessor",
     "HeadSphereProcessor",
@@ -51,6 +56,7 @@ __all__ = [
     "PromptEmbedding",
     "Reference",
     "ReferenceProcessor",
+    "SapiensCapture",
     "SchedulerMixin",
     "retarget",
 ]
@@ -64,7 +70,7 @@ _MODELS = [
     PoseEncoder,
     PromptEmbedding,
 ]
-_CONFIG_COMPONENTS = [MotionGuidanceProcessor, MediaPipeCapture]
+_CONFIG_COMPONENTS = [MotionGuidanceProcessor, MediaPipeCapture, SapiensCapture]
 
 
 def _register() -> None:
@@ -74,7 +80,7 @@ def _register() -> None:
     pipeline_loading_utils.LOADABLE_CLASSES["diffusers_dreamactor"] = dict.fromkeys(names, _METHODS)
     for component in _CONFIG_COMPONENTS:
         pipeline_loading_utils.ALL_IMPORTABLE_CLASSES[component.__name__] = _METHODS
-    for cls in [DreamActorPipeline, *_MODELS]:
+    for cls in [DreamActorPipeline, DreamActorWanAnimatePipeline, *_MODELS]:
         setattr(diffusers, cls.__name__, cls)
     register_single_file()
 

@@ -3,9 +3,10 @@
 import argparse
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import platform
+import re
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -38,6 +39,32 @@ EXTRAS = {
     "gguf": ("gguf", "GGUF single files"),
 }
 CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
+# What errors of the library call its arguments, and the options that give them.
+OPTIONS = {
+    "image": "the picture",
+    "video": "--driving",
+    "motion": "--driving",
+    "audio": "--audio",
+    "face_video": "--face-video",
+    "drive": "--drive",
+    "person": "--person",
+    "reference_person": "--reference-person",
+    "reference_motion": "--reference-motion",
+    "retarget": "--no-retarget",
+    "align": "--align",
+    "bone_scale": "--bone-scale",
+    "height": "--size",
+    "width": "--size",
+    "num_frames": "--frames",
+    "fps": "--fps",
+    "extend": "--extend",
+    "num_inference_steps": "--steps",
+    "guidance_scale": "--guidance-scale",
+    "reference_guidance_scale": "--reference-guidance-scale",
+    "face_scale": "--face-scale",
+    "pose_scale": "--pose-scale",
+    "num_pseudo_references": "--pseudo-references",
+}
 
 
 def parse_size(text: str) -> tuple[int, int]:
@@ -60,16 +87,27 @@ def parse_person(text: str) -> int | tuple[float, ...]:
         numbers = tuple(float(part) for part in text.split(","))
     except ValueError:
         numbers = ()
-    if len(numbers) == 1:
+    if len(numbers) == 1 and numbers[0] == int(numbers[0]):
         return int(numbers[0])
     if len(numbers) not in (2, 4):
         raise argparse.ArgumentTypeError(f"{text!r} is not an index, a point x,y or a box x0,y0,x1,y1")
     return numbers
 
 
+def parse_scales(text: str) -> dict[str, float]:
+    """`"arm=1.2,leg=0.9"` to `{"arm": 1.2, "leg": 0.9}`."""
+    try:
+        pairs = [part.split("=") for part in text.split(",")]
+        return {name.strip(): float(value) for name, value in pairs}
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is not like arm=1.2,leg=0.9") from None
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `dreamactor` command."""
     parser = argparse.ArgumentParser(prog="dreamactor", description="Animate a picture of a person.")
+    version = importlib.metadata.version("diffusers-dreamactor")
+    parser.add_argument("--version", action="version", version=f"dreamactor {version}")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 
@@ -78,9 +116,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     animate.add_argument("reference", nargs="+", help="the picture; more pictures of the same person complement it")
     animate.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
-    animate.add_argument("--audio", help="speech that drives the face")
+    animate.add_argument("--audio", help="speech that drives the face, and is heard")
+    animate.add_argument("--face-video", help="another video that drives the face")
     animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
-    animate.add_argument("--reference-person", type=parse_person, help="which person of the picture, as --person")
+    animate.add_argument(
+        "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
+    )
     animate.add_argument("--output", required=True, help="the MP4 to write")
     add_generation_arguments(animate)
 
@@ -98,10 +139,17 @@ def build_parser() -> argparse.ArgumentParser:
     capture.add_argument("--output", help="the motion to write (.safetensors)")
     capture.add_argument("--models", help="folder with MediaPipe's three landmarker files")
     capture.add_argument("--download", action="store_true", help="fetch those files first (into --models when given)")
-    capture.add_argument("--fps", type=float, help="resample the video to this rate")
-    capture.add_argument("--frames", type=int, help="capture only the first frames")
-    capture.add_argument("--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1")
-    capture.add_argument("--face-size", type=int, default=320, help="keep pictures of the face, of this size; 0: none")
+    capture.add_argument("--fps", type=float, help="resample the video to this rate; default: its own")
+    capture.add_argument("--frames", type=int, help="capture only the first frames; default: all")
+    capture.add_argument(
+        "--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1; default: the largest"
+    )
+    capture.add_argument(
+        "--face-size",
+        type=int,
+        default=320,
+        help="keep pictures of the face, of this size, so that the motion drives it, too; 0: none (default: %(default)s)",
+    )
     capture.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4")
 
     commands.add_parser("doctor", help="versions, devices, extras and model files")
@@ -110,20 +158,52 @@ def build_parser() -> argparse.ArgumentParser:
 
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `animate` and `demo` share."""
-    parser.add_argument("--model", help="folder or Hub id of a DreamActor repository; the bundled model by default")
-    parser.add_argument("--steps", type=int, help="denoising steps")
-    parser.add_argument("--guidance-scale", type=float, help="classifier-free guidance")
-    parser.add_argument("--frames", type=int, help="frames to make; the driver's by default")
-    parser.add_argument("--fps", type=float, help="frames per second; the driver's by default")
-    parser.add_argument("--extend", choices=["hold", "loop", "stop"], help="when --frames is more than the driver has")
-    parser.add_argument("--size", type=parse_size, help="WIDTHxHEIGHT of the video; from the picture by default")
-    parser.add_argument("--drive", type=parse_parts, default=("face", "head", "body"), help="e.g. head,body")
-    parser.add_argument("--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1")
-    parser.add_argument("--align", default="framing", choices=["framing", "first", "none"], help="how it is fitted")
+    parser.add_argument("--model", help="folder or Hub id of a repository; default: the bundled model")
+    parser.add_argument("--steps", type=int, help="denoising steps: more are slower and finer; default: the model's")
+    parser.add_argument(
+        "--guidance-scale",
+        type=float,
+        help="how strongly picture and motion are followed; 1 is fastest; default: the model's",
+    )
+    parser.add_argument(
+        "--reference-guidance-scale", type=float, help="a strength of its own for the picture; default: none"
+    )
+    parser.add_argument(
+        "--face-scale", type=float, default=1.0, help="strength of the expression; 0: none (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--pose-scale", type=float, default=1.0, help="strength of the pose; 0: none (default: %(default)s)"
+    )
+    parser.add_argument("--frames", type=int, help="frames to make; default: the driver's")
+    parser.add_argument("--fps", type=float, help="frames per second; default: the driver's")
+    parser.add_argument(
+        "--extend",
+        choices=["hold", "loop", "stop"],
+        help="when --frames is more than the driver has: hold its last frame, play it forth and back, or stop there; "
+        "default: an error",
+    )
+    parser.add_argument("--size", type=parse_size, help="WIDTHxHEIGHT of the video; default: from the picture")
+    parser.add_argument(
+        "--drive",
+        type=parse_parts,
+        default=("face", "head", "body"),
+        help="parts that follow the driver; the rest stays as in the picture (default: face,head,body)",
+    )
+    parser.add_argument(
+        "--person", type=parse_person, help="index by size, point x,y or box x0,y0,x1,y1; default: the largest"
+    )
+    parser.add_argument("--align", default="framing", help="how the motion is fitted (default: %(default)s)")
+    parser.add_argument("--bone-scale", type=parse_scales, help="longer or shorter bones, e.g. arm=1.2,leg=0.9")
     parser.add_argument("--no-retarget", action="store_true", help="draw the motion where the driver has it")
-    parser.add_argument("--pseudo-references", type=int, default=0, help="make references from a turn first")
+    parser.add_argument(
+        "--pseudo-references",
+        type=int,
+        default=0,
+        help="make so many references from a turn first (default: %(default)s)",
+    )
+    parser.add_argument("--sound", help="what is heard; default: the speech, or the driving video's sound")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
-    parser.add_argument("--device", help="cuda, mps, cpu; the best there is by default")
+    parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
     parser.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4: look at the guidance")
     parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
 
@@ -146,6 +226,19 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_device(device: str | None) -> str:
+    """The device to run on; raises `ValueError` for one that is not there."""
+    import torch
+
+    if device is None:
+        return best_device()
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"`--device` is {device}, but this machine's best device is {best_device()}.") from error
+    return device
+
+
 def load_pipeline(model: str | None, device: str | None):
     """The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights."""
     import torch
@@ -153,104 +246,102 @@ def load_pipeline(model: str | None, device: str | None):
     from diffusers_dreamactor import DreamActorPipeline
     from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
 
-    device = device or best_device()
+    device = check_device(device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = model or bundled_model()
     if model is not None:
-        return DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
-    print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
-    with tempfile.TemporaryDirectory() as folder:
-        save_random_pipeline(folder)
-        return DreamActorPipeline.from_pretrained(folder, dtype=dtype).to(device)
+        pipe = DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
+    else:
+        print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
+        with tempfile.TemporaryDirectory() as folder:
+            save_random_pipeline(folder)
+            pipe = DreamActorPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    # bars are for people who watch; a log gets the lines that say what was written
+    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    return pipe
 
 
-def generate(pipe, image, video, motion, args: argparse.Namespace, **arguments) -> None:
-    """Generates and writes segment by segment; the preview first, when it is asked for."""
+def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
+    """Prepares, and generates and writes segment by segment; the preview first, when it is asked for."""
     import torch
 
-    from diffusers_dreamactor.media import VideoReader, VideoWriter
-    from diffusers_dreamactor.pipelines.driver import frame_index
+    from diffusers_dreamactor.media import VideoWriter
 
     height, width = args.size or (None, None)
-    output = Path(args.output)
-    driving = {
-        "drive": args.drive,
-        "height": height,
-        "width": width,
-        "num_frames": args.frames,
-        "fps": args.fps,
-        "person": args.person,
-        "extend": args.extend,
-        "retarget": not args.no_retarget,
-        "align": args.align,
-        **arguments,
-    }
-    source = {"video": video, "motion": motion}
-    references = pipe.prepare_references(
+    inputs = pipe.prepare(
         image,
-        height,
-        width,
-        reference_motion=driving.pop("reference_motion", None),
-        need_motion=not args.no_retarget or (video is None and motion is None) or args.pseudo_references > 0,
-        reference_person=driving.pop("reference_person", None),
+        drive=args.drive,
+        person=args.person,
+        retarget=not args.no_retarget,
+        align=args.align,
+        bone_scale=args.bone_scale,
+        height=height,
+        width=width,
+        num_frames=args.frames,
+        fps=args.fps,
+        extend=args.extend,
+        **driver,
     )
+    output = Path(args.output)
     if args.preview or args.preview_only:
-        guidance = pipe.prepare_guidance(references, **source, **driving)
-        driver, index = None, None
-        if video is not None:
-            driver = VideoReader(video, fps=args.fps)
-            index = frame_index(len(driver), len(guidance), args.extend)
         preview = output.with_suffix(".preview.mp4")
-        guidance.preview(driver=driver, reference=references[0], index=index).save(preview)
+        inputs.preview().save(preview)
         print(f"dreamactor: wrote {preview}")
         if args.preview_only:
             return
-        # the guidance is drawn, so the driver's own options have done their work
-        source, driving = {"guidance": guidance}, {}
-
     segments = pipe.stream(
-        references,
-        **source,
-        **driving,
+        inputs,
         num_inference_steps=args.steps,
         guidance_scale=args.guidance_scale,
+        reference_guidance_scale=args.reference_guidance_scale,
+        face_scale=args.face_scale,
+        pose_scale=args.pose_scale,
         num_pseudo_references=args.pseudo_references,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    # inputs are checked before the first frame, so nothing is written when they are wrong
-    first = next(segments)
-    sound = arguments.get("audio") or video
-    count = 0
-    with VideoWriter(output, fps=first.fps, audio=sound) as writer:
-        for segment in itertools.chain([first], segments):
+    with VideoWriter(output, fps=inputs.fps, audio=args.sound or inputs.sound) as writer:
+        for segment in segments:
             writer.write(segment.frames[0])
-            count += len(segment.frames[0])
-    print(f"dreamactor: wrote {output} ({count} frames at {first.fps:g} frames/s)")
+    print(f"dreamactor: wrote {output} ({len(inputs)} frames at {inputs.fps:g} frames/s)")
 
 
 def run_animate(args: argparse.Namespace) -> None:
     """`dreamactor animate`."""
-    from diffusers_dreamactor import MotionSequence
-    from diffusers_dreamactor.media import VIDEO_SUFFIXES
+    from diffusers_dreamactor.media import VIDEO_SUFFIXES, VideoReader, load_audio
+    from diffusers_dreamactor.motion.sequence import MotionSequence
+    from diffusers_dreamactor.processors.reference import load_picture
 
     check_output(args.output, VIDEO_SUFFIXES)
-    arguments = {"reference_person": args.reference_person}
-    if args.audio:
-        arguments["audio"] = args.audio
-    if args.reference_motion:
-        arguments["reference_motion"] = MotionSequence.load(args.reference_motion)
-    video, motion = args.driving, None
-    if args.driving and args.driving.endswith(".safetensors"):
-        video, motion = None, MotionSequence.load(args.driving)
+    given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]
+    for path in given:
+        if path is not None and Path(path).resolve() == Path(args.output).resolve():
+            raise ValueError(f"`--output` is {args.output}, which is one of the inputs: it would be overwritten.")
+    # what cannot be read is said before the model is loaded
+    for path in args.reference:
+        load_picture(path)
+    driver = {"reference_person": args.reference_person}
+    if args.reference_motion is not None:
+        driver["reference_motion"] = MotionSequence.load(args.reference_motion)
+    if args.driving is not None and args.driving.endswith(".safetensors"):
+        driver["motion"] = MotionSequence.load(args.driving)
+    for name, path in (("video", args.driving), ("face_video", args.face_video)):
+        if path is not None and not path.endswith(".safetensors"):
+            VideoReader(path)
+            driver[name] = path
+    for path in (args.audio, args.sound):
+        if path is not None:
+            load_audio(path)
+    if args.audio is not None:
+        driver["audio"] = args.audio
     image = args.reference if len(args.reference) > 1 else args.reference[0]
-    generate(load_pipeline(args.model, args.device), image, video, motion, args, **arguments)
+    generate(load_pipeline(args.model, args.device), image, args, **driver)
 
 
 def run_demo(args: argparse.Namespace) -> None:
     """`dreamactor demo`."""
-    from diffusers_dreamactor import MotionSequence
     from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
     from diffusers_dreamactor.media import VIDEO_SUFFIXES
+    from diffusers_dreamactor.motion.sequence import MotionSequence
 
     avatars, motions = bundled_avatars(), bundled_motions()
     if args.list:
@@ -263,9 +354,8 @@ def run_demo(args: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` is {choice!r}, but there are {', '.join(choices)}.")
     picture = avatars[args.avatar]
     reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
-    pipe = load_pipeline(args.model, args.device)
     motion = MotionSequence.load(motions[args.motion])
-    generate(pipe, str(picture), None, motion, args, reference_motion=reference_motion)
+    generate(load_pipeline(args.model, args.device), picture, args, motion=motion, reference_motion=reference_motion)
 
 
 def run_capture(args: argparse.Namespace) -> None:
@@ -286,7 +376,8 @@ def run_capture(args: argparse.Namespace) -> None:
     check_output(args.output, (".safetensors",))
     reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
     capture = MediaPipeCapture.from_pretrained(args.models)
-    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
+    progress = sys.stderr.isatty()
+    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None, progress=progress)
     motion.save(args.output)
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
     if args.preview:
@@ -323,15 +414,41 @@ def run_doctor(args: argparse.Namespace) -> None:
     print(f"bundled model: {model or 'none: random weights stand in, and the picture is noise'}")
 
 
+def name_options(message: str) -> str:
+    """An error of the library, with the command's options in place of its arguments."""
+
+    def option(match: re.Match) -> str:
+        name, value = match.groups()
+        written = OPTIONS.get(name)
+        if written is None or not written.startswith("--"):
+            return written or match.group()
+        return f"`{written}`" if value is None or name == "retarget" else f"`{written} {value}`"
+
+    return re.sub(r'`(\w+)(?:="?(\w+)"?)?`', option, message)
+
+
+def _terminate(signal_number: int, frame) -> None:
+    raise SystemExit(128 + signal_number)
+
+
 def main(arguments: list[str] | None = None) -> int:
-    """Runs the command; bad input ends in one line on stderr and exit code 1."""
+    """Runs the command; bad input ends in one line on stderr and exit code 1, an interrupt in one line and 130."""
     args = build_parser().parse_args(arguments)
     run = {"animate": run_animate, "capture": run_capture, "demo": run_demo, "doctor": run_doctor}[args.command]
+    former = signal.signal(signal.SIGTERM, _terminate)
     try:
         run(args)
     except (ValueError, OSError, ImportError) as error:
-        print(f"dreamactor: error: {error}", file=sys.stderr)
+        print(f"dreamactor: error: {name_options(str(error))}", file=sys.stderr)
         return 1
+    except KeyboardInterrupt:
+        print("dreamactor: interrupted", file=sys.stderr)
+        return 130
+    except SystemExit as stop:
+        print("dreamactor: terminated", file=sys.stderr)
+        return stop.code
+    finally:
+        signal.signal(signal.SIGTERM, former)
     return 0
 
 

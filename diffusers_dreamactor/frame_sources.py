@@ -275,3 +275,54 @@ class VideoFile:
             interpolation=EXACT_CONVERSION,
         ).to_ndarray()
         return np.ascontiguousarray(np.rot90(picture, self._rotation))
+
+
+def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) -> np.ndarray:
+    """
+    Which frame of the driver each frame of the video takes.
+
+    Args:
+        driver_frames (`int`): Frames that the driver has.
+        num_frames (`int`, *optional*): Frames asked for; the driver's when `None`.
+        extend (`str`, *optional*): What to do when more are asked for than the driver has: `"hold"` the last frame,
+            `"loop"` (backwards and forwards, so that nothing jumps) or `"stop"` at the driver's end.
+
+    Returns:
+        `np.ndarray` of shape `(num_frames,)`, int64.
+
+    Raises:
+        ValueError: When the driver is too short and `extend` is `None`.
+    """
+    num_frames = driver_frames if num_frames is None else num_frames
+    if num_frames <= driver_frames or extend == "stop":
+        return np.arange(min(num_frames, driver_frames))
+    if extend is None:
+        raise ValueError(
+            f"`num_frames` is {num_frames}, but the driver has {driver_frames} frames: pass at most that many, or"
+            ' `extend="hold"`, `"loop"` or `"stop"`.'
+        )
+    return reflect_index(num_frames, driver_frames) if extend == "loop" else hold_index(num_frames, driver_frames)
+
+
+def hold_index(num_frames: int, driver_frames: int) -> np.ndarray:
+    """`0, 1, ..., n - 1, n - 1, n - 1, ...`: the last frame is held."""
+    return np.minimum(np.arange(num_frames), driver_frames - 1)
+
+
+def reflect_index(num_frames: int, driver_frames: int) -> np.ndarray:
+    """`0, 1, ..., n - 1, n - 2, ..., 1, 0, 1, ...`: forth and back."""
+    if driver_frames == 1:
+        return np.zeros(num_frames, dtype=np.int64)
+    position = np.arange(num_frames) % (2 * driver_frames - 2)
+    return np.minimum(position, 2 * driver_frames - 2 - position)
+
+
+def iterate_frames(video, index: np.ndarray, chunk: int = 64) -> Iterator[np.ndarray]:
+    """The frames `index` of a video, in its order and with its repeats, uint8 `(H, W, 3)`; `chunk` bounds how many are
+    held at a time, as long as neighbouring entries are close."""
+    for start in range(0, len(index), chunk):
+        part = index[start : start + chunk]
+        first = int(part.min())
+        frames = list(video.frames(first, int(part.max()) + 1))
+        for i in part:
+            yield frames[i - first]

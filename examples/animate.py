@@ -10,7 +10,7 @@ import torch
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
-from diffusers_dreamactor.media import VideoReader, VideoWriter
+from diffusers_dreamactor.media import VideoWriter
 
 
 def main() -> None:
@@ -30,14 +30,13 @@ def main() -> None:
     else:
         pipe.to(args.device)
 
-    # The guidance can be looked at, edited and saved before anything is generated.
-    reference = pipe.prepare_references(args.picture)
-    guidance = pipe.prepare_guidance(reference, args.video)
-    guidance.preview(driver=VideoReader(args.video), reference=reference[0]).save(args.output + ".preview.mp4")
+    # What is performed can be looked at, saved and edited before anything is generated.
+    inputs = pipe.prepare(args.picture, args.video)
+    inputs.preview().save(args.output + ".preview.mp4")
 
     generator = torch.Generator().manual_seed(args.seed)
-    with VideoWriter(args.output, fps=guidance.fps, audio=args.video) as writer:
-        for segment in pipe.stream(reference, guidance=guidance, generator=generator):
+    with VideoWriter(args.output, fps=inputs.fps, audio=inputs.sound) as writer:
+        for segment in pipe.stream(inputs, generator=generator):
             writer.write(segment.frames[0])
 
 

@@ -58,6 +58,7 @@ class RawClip:
         name (`str`): of its folder.
         video (`(F, H, W, 3)` uint8), motion (`MotionSequence`): F frames, in pixels of the video.
         references (`(R, H, W, 3)` uint8), reference_motion (`MotionSequence`): R pictures of the person.
+        identity (`(h, w, 3)` uint8): the first of them as it was, neither cut nor resized, for CLIP's encoder.
         face_frames (*optional*): the frames that face crops are cut from, when the motion has no crops.
         regions (`(F, H, W)` uint8, *optional*): 0 background, 1 body, 2 head, 3 eyes and mouth.
         metadata (`dict`): kept with the clip.
@@ -69,6 +70,7 @@ class RawClip:
     motion: MotionSequence
     references: np.ndarray
     reference_motion: MotionSequence
+    identity: np.ndarray
     face_frames: np.ndarray | None
     regions: np.ndarray | None
     metadata: dict
@@ -94,6 +96,7 @@ def read_rendered_clip(folder: Path) -> RawClip:
         motion,
         tensors["references"],
         reference_motion,
+        tensors["references"][0],
         None,
         tensors["regions"],
         metadata,
@@ -123,7 +126,8 @@ def read_video_clips(
     motion = resize_motion(captured, height, width)
     least, median, greatest = motion.extreme_yaw_frames()
     picks = list(dict.fromkeys((median, least, greatest)))
-    references = np.stack([_cover(next(reader.frames(pick, pick + 1)), height, width) for pick in picks])
+    pictures = [next(reader.frames(pick, pick + 1)) for pick in picks]
+    references = np.stack([_cover(picture, height, width) for picture in pictures])
     reference_motion = motion.take(np.array(picks))
     scale = processor.reference.decide_scale(reference_motion)
     speech = load_audio(path, sampling_rate) if sampling_rate and reader.has_audio else None
@@ -140,6 +144,7 @@ def read_video_clips(
             motion=piece,
             references=references,
             reference_motion=reference_motion,
+            identity=pictures[0],
             # boxes are in pixels of the video as it is, where faces are sharpest
             face_frames=frames,
             regions=None,
@@ -220,7 +225,7 @@ def prepare_clip(
     with torch.no_grad():
         latents = encode(pixels(clip.video)[None])[0]
         references = encode(pixels(clip.references).transpose(0, 1)[:, :, None])[:, :, 0].transpose(0, 1)
-        identity = None if encode_identity is None else encode_identity(Image.fromarray(clip.references[0]))[0]
+        identity = None if encode_identity is None else encode_identity(Image.fromarray(clip.identity))[0]
         if clip.speech is not None:
             features, features_per_frame = encode_speech(clip.speech, len(clip.video), clip.motion.fps)
             write_arrays(

@@ -72,7 +72,7 @@ def test_speech_needs_a_person_in_the_picture(tmp_path, media, capsys):
     command = ["animate", str(tmp_path / "gray.png"), "--audio", str(media / "talk.wav"), "--no-retarget"]
     command += ["--model", str(tmp_path / "model")]
     assert main([*command, "--output", str(tmp_path / "out.mp4"), *QUICK]) == 1
-    assert "dreamactor: error: No person was found in `image`" in capsys.readouterr().err
+    assert "dreamactor: error: No person was found in the picture" in capsys.readouterr().err
     assert not (tmp_path / "out.mp4").exists()
 
 
@@ -105,7 +105,10 @@ def test_a_pose_that_is_needed_without_retargeting(tmp_path, capsys, media, need
     else:
         command += ["--driving", str(bundled_motions()["talk"]), "--pseudo-references", "1"]
     assert main([*command, "--model", str(tmp_path / "model"), *QUICK]) == 1
-    assert "No person was found in `image`" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert (
+        "`--pseudo-references` is 1, but" if need == "--pseudo-references" else "No person was found in the picture"
+    ) in error
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "nobody.png"]
 
 
@@ -142,9 +145,9 @@ def test_doctor_names_what_is_there(capsys):
             {"--output": "out.gif", "--model": "no/such/folder"},
             "`--output` is out.gif, but has to end in .mp4 or .m4v",
         ),
-        ({"--size": "60x64"}, "`width` is 60"),
-        ({"--frames": "-1"}, "`num_frames` is -1"),
-        ({"--frames": "500"}, "hold"),
+        ({"--size": "60x64"}, "`--size` is 60"),
+        ({"--frames": "-1"}, "`--frames` is -1"),
+        ({"--frames": "500"}, "`--extend hold`"),
         ({"--drive": "legs"}, "legs"),
         ({"--model": "no/such/folder"}, "no/such/folder"),
     ],

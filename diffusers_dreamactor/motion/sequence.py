@@ -322,6 +322,48 @@ class MotionSequence:
             tracks["head"] = replace(source.head, center=center, radius=source.head.radius * scale)
         return cls(base.fps, base.width, base.height, base.focal_length, people=people, **tracks)
 
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """
+        What `save` stores: arrays by `track.name`, and the rest as strings.
+
+        Raises:
+            ValueError: the motion is not valid (see `validate`).
+        """
+        self.validate()
+        arrays = {} if self.people is None else {"people": self.people}
+        for name in _TRACKS:
+            track = getattr(self, name)
+            for field in fields(track) if track is not None else ():
+                value = getattr(track, field.name)
+                if value is not None:
+                    arrays[f"{name}.{field.name}"] = value
+        return arrays, {name: repr(getattr(self, name)) for name in ("fps", "width", "height", "focal_length")}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], values: dict[str, str]) -> "MotionSequence":
+        """
+        The inverse of `to_arrays`.
+
+        Raises:
+            ValueError: values that are not valid.
+        """
+        tracks = {}
+        for name, track_class in _TRACKS.items():
+            own = {key.split(".")[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
+            if own:
+                required = [key for track, key in _SHAPES if track == name]
+                tracks[name] = track_class(**{key: own.get(key) for key in required})
+        motion = cls(
+            fps=float(values["fps"]),
+            width=int(values["width"]),
+            height=int(values["height"]),
+            focal_length=float(values["focal_length"]),
+            people=arrays.get("people"),
+            **tracks,
+        )
+        motion.validate()
+        return motion
+
     def save(self, path: str | os.PathLike) -> None:
         """
         Writes one safetensors file (aside, then renamed), with the format's name and version in its metadata.
@@ -329,17 +371,8 @@ class MotionSequence:
         Raises:
             ValueError: the motion is not valid (see `validate`).
         """
-        self.validate()
-        tensors = {} if self.people is None else {"people": self.people}
-        for name in _TRACKS:
-            track = getattr(self, name)
-            for field in fields(track) if track is not None else ():
-                value = getattr(track, field.name)
-                if value is not None:
-                    tensors[f"{name}.{field.name}"] = value
-        metadata = {"format": FORMAT_NAME, "version": FORMAT_VERSION}
-        metadata |= {name: repr(getattr(self, name)) for name in ("fps", "width", "height", "focal_length")}
-        write_arrays(path, tensors, metadata)
+        arrays, values = self.to_arrays()
+        write_arrays(path, arrays, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **values})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MotionSequence":
@@ -350,23 +383,7 @@ class MotionSequence:
             FileNotFoundError: there is no such file.
             ValueError: the file is no motion, is of a newer format, or holds values that are not valid.
         """
-        tensors, metadata = read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "motion")
-        tracks = {}
-        for name, track_class in _TRACKS.items():
-            arrays = {key.split(".")[1]: value for key, value in tensors.items() if key.startswith(f"{name}.")}
-            if arrays:
-                required = [key for track, key in _SHAPES if track == name]
-                tracks[name] = track_class(**{key: arrays.get(key) for key in required})
-        motion = cls(
-            fps=float(metadata["fps"]),
-            width=int(metadata["width"]),
-            height=int(metadata["height"]),
-            focal_length=float(metadata["focal_length"]),
-            people=tensors.get("people"),
-            **tracks,
-        )
-        motion.validate()
-        return motion
+        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "motion"))
 
     def yaw(self) -> np.ndarray:
         """

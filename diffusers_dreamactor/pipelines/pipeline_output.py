@@ -1,11 +1,15 @@
-"""What `DreamActorPipeline` returns."""
+"""What the pipelines return."""
 
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import BaseOutput
+
+from diffusers_dreamactor.media import save_video
 
 
 @dataclass
@@ -20,7 +24,28 @@ class DreamActorPipelineOutput(BaseOutput):
             (`"latent"`). From `stream`, the frames of one segment.
         fps (`float`):
             Frames per second at which the video plays at the driver's speed.
+        sound (*optional*):
+            What is heard with the frames, as `media.VideoWriter` takes it: the speech or the driving video's file.
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
     fps: float
+    sound: Any = None
+
+    def save(self, path: str | os.PathLike, index: int = 0) -> None:
+        """
+        Writes one of the videos with its sound.
+
+        Args:
+            path (`str` or `os.PathLike`): Ends in .mp4, .m4v, .mov or .mkv.
+            index (`int`, defaults to 0): Which video of the batch.
+
+        Raises:
+            ValueError: The frames are latents, or the path has another suffix.
+        """
+        frames = self.frames[index]
+        if torch.is_tensor(frames) and frames.shape[1] != 3:
+            raise ValueError(
+                "`frames` are latents, which are no pictures: call the pipeline with another `output_type`."
+            )
+        save_video(frames, path, self.fps, self.sound)

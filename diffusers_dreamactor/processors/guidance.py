@@ -197,6 +197,10 @@ class MotionGuidance:
         """Frames `start` to `stop` for the face motion encoder: `(1, F, 3, S, S)` in [-1, 1], or `None` without faces."""
         return None if self.face is None else _to_pixels(self.face[start:stop], device, dtype).unsqueeze(0)
 
+    def pieces(self) -> Iterator["MotionGuidance"]:
+        """The guidance itself, as the one piece that it is made of: what `Preview` shows."""
+        yield self
+
     def preview(self, driver=None, reference=None, index: np.ndarray | None = None) -> Preview:
         """
         The guidance to look at: driver, skeleton over the dimmed reference, head sphere and face crop side by side.
@@ -205,12 +209,35 @@ class MotionGuidance:
             driver (*optional*): the driving video's frames, as `VideoReader` takes them.
             reference (`PIL.Image.Image` or `Reference`, *optional*): the reference at the generation size.
             index (`np.ndarray` of shape `(F,)`, *optional*): which frame of the driver each frame of the guidance takes, such
-                as `pipelines.driver.frame_index(len(driver), len(guidance), "loop")`; one after the other when `None`.
+                as `frame_sources.frame_index(len(driver), len(guidance), "loop")`; one after the other when `None`.
 
         Returns:
             `Preview`: `.frames` are PIL pictures, `.save("preview.mp4")` (or `.gif`, or `.png` for a contact sheet).
         """
         return Preview(self, driver=driver, reference=reference, index=index)
+
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """
+        What `save` stores: arrays by name, and the rest as strings.
+
+        Raises:
+            ValueError: the guidance is not valid (see `check`).
+        """
+        self.check()
+        arrays = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fps"}
+        return {k: v for k, v in arrays.items() if v is not None}, {"fps": repr(float(self.fps))}
+
+    @classmethod
+    def from_arrays(cls, arrays: dict[str, np.ndarray], values: dict[str, str]) -> "MotionGuidance":
+        """
+        The inverse of `to_arrays`.
+
+        Raises:
+            ValueError: values that are not valid.
+        """
+        guidance = cls(fps=float(values["fps"]), **arrays)
+        guidance.check()
+        return guidance
 
     def save(self, path: str | os.PathLike) -> None:
         """
@@ -219,10 +246,8 @@ class MotionGuidance:
         Raises:
             ValueError: the guidance is not valid (see `check`).
         """
-        self.check()
-        tensors = {field.name: getattr(self, field.name) for field in fields(self) if field.name != "fps"}
-        tensors = {name: value for name, value in tensors.items() if value is not None}
-        write_arrays(path, tensors, {"format": FORMAT_NAME, "version": FORMAT_VERSION, "fps": repr(float(self.fps))})
+        arrays, values = self.to_arrays()
+        write_arrays(path, arrays, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **values})
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "MotionGuidance":
@@ -233,10 +258,7 @@ class MotionGuidance:
             FileNotFoundError: there is no such file.
             ValueError: the file is no guidance, is of another format version, or holds values that are not valid.
         """
-        tensors, metadata = read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "guidance")
-        guidance = cls(fps=float(metadata["fps"]), **tensors)
-        guidance.check()
-        return guidance
+        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "guidance"))
 
 
 def _stack_pictures(name: str, pictures: Sequence[Image.Image]) -> np.ndarray:
@@ -325,13 +347,15 @@ class MotionGuidanceProcessor(ProcessorMixin):
         frames: Iterable[np.ndarray] | None = None,
         segment_frames: int = 73,
         overlap: int = 1,
+        crops: Iterable[np.ndarray] | None = None,
     ) -> Iterator[MotionGuidance]:
         """
         The guidance in segments of `segment_frames` frames, each starting with the last `overlap` frames of the one before;
         the last one may be shorter. Together they are exactly what a call on the whole clip gives: boxes are smoothed over
-        the whole clip, and a held face is carried over. `frames` is read once and never kept.
+        the whole clip, and a held face is carried over. `frames` is read once and never kept, and so are `crops`, which take
+        the place of `motion.face.crops` one by one.
 
-        Arguments, results and errors as for `__call__`.
+        Other arguments, results and errors as for `__call__`.
         """
         if len(motion) == 0:
             raise ValueError("`motion` has no frames, but at least one is needed.")
@@ -348,7 +372,7 @@ class MotionGuidanceProcessor(ProcessorMixin):
             flat = replace(motion.body, joints=np.nan_to_num(motion.body.joints))
             replace(motion, body=flat).validate()
 
-        crops, face_weight = self._face_crops(motion, frames)
+        crops, face_weight = self._face_crops(motion, frames, crops)
         motion_tokens = None if motion.face is None else motion.face.motion_tokens
         if motion_tokens is not None and crops is None:
             face_weight = self.face_motion.weights(motion.face.confidence)
@@ -377,7 +401,7 @@ class MotionGuidanceProcessor(ProcessorMixin):
             )
 
     def _face_crops(
-        self, motion: MotionSequence, frames: Iterable[np.ndarray] | None
+        self, motion: MotionSequence, frames: Iterable[np.ndarray] | None, stored: Iterable[np.ndarray] | None
     ) -> tuple[Iterator[np.ndarray] | None, np.ndarray | None]:
         """The clip's crops, one by one, and its face weights; `(None, None)` where there are none to be had."""
         face = motion.face
@@ -391,8 +415,9 @@ class MotionGuidanceProcessor(ProcessorMixin):
             return None, None
         weights = self.face_motion.weights(face.confidence)
         boxes = None if face.boxes is None else self.face_motion.smooth_boxes(face.boxes, face.confidence)
-        if face.crops is not None:
-            crops = self.face_motion.iter_stored_crops(face.crops, face.confidence, boxes, face.crop_boxes)
+        stored = face.crops if stored is None else stored
+        if stored is not None:
+            crops = self.face_motion.iter_stored_crops(stored, face.confidence, boxes, face.crop_boxes)
             return crops, weights
         if frames is not None and boxes is not None:
             return self.face_motion.iter_crops(frames, boxes, face.confidence), weights

@@ -4,18 +4,13 @@ import os
 import uuid
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..frame_sources import to_rgb
+from ..frame_sources import iterate_frames, to_rgb
 from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
-
-
-if TYPE_CHECKING:
-    from .guidance import MotionGuidance
-    from .reference import Reference
 
 
 REFERENCE_BRIGHTNESS = 0.35
@@ -24,18 +19,32 @@ _GAP = 4
 _BACKGROUND = (32, 32, 32)
 
 
+class Shown(Protocol):
+    """What a preview can be made of: `MotionGuidance`, or `AnimationInputs`, which draws while it is shown."""
+
+    height: int
+    width: int
+    fps: float
+
+    def __len__(self) -> int: ...
+
+    def pieces(self) -> Iterator[Any]:
+        """Consecutive pieces of `MotionGuidance`, together as long as this."""
+        ...
+
+
 class Preview:
     """
     Panels for every frame: the driver (where given), the skeleton over the dimmed reference (or black), the head sphere
-    over the same (where there is one) and the face crop with its weight (where there is one). Frames are drawn when they are asked for.
+    over the same (where there is one) and the face crop with its weight (where there is one). Frames are drawn when they are asked for, in memory that does not grow with their number.
 
     Args:
-        guidance (`MotionGuidance`): what is shown.
+        guidance (`MotionGuidance` or `AnimationInputs`): what is shown.
         driver (*optional*): the driving frames, as `VideoReader` takes them.
         reference (`PIL.Image.Image` or `Reference`, *optional*): the reference; resized to the guidance's size.
         panel_height (`int`, *optional*): height of the panels in pixels; the guidance's, within 192 to 480, when `None`.
         index (`np.ndarray` of shape `(F,)`, *optional*): which frame of the driver each frame of the guidance takes, such as
-            `pipelines.driver.frame_index(len(driver), len(guidance), extend)`; one after the other when `None`.
+            `frame_sources.frame_index(len(driver), len(guidance), extend)`; one after the other when `None`.
 
     Raises:
         ValueError: the driver has fewer frames than the guidance, without an `index`; an `index` of another length than the
@@ -44,9 +53,9 @@ class Preview:
 
     def __init__(
         self,
-        guidance: "MotionGuidance",
+        guidance: Shown,
         driver=None,
-        reference: "Image.Image | Reference | None" = None,
+        reference: Any = None,
         panel_height: int | None = None,
         index: np.ndarray | None = None,
     ):
@@ -80,17 +89,15 @@ class Preview:
         return self._draw_frames(range(len(self)))
 
     def _draw_frames(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        if self.driver is None:
-            for index in indices:
-                yield self._draw(index, None)
-            return
-        # `pipelines` imports this module
-        from ..pipelines.driver import iterate_frames
-
-        # frames that lie apart are sought one by one, so that what lies between them is not held
+        # of a driver that is read here and there only what is shown is held
         chunk = 64 if len(indices) == len(self) else 1
-        for index, frame in zip(indices, iterate_frames(self.driver, self.index[indices], chunk)):
-            yield self._draw(index, frame)
+        frames = None if self.driver is None else iterate_frames(self.driver, self.index[indices], chunk)
+        wanted, start = set(indices), 0
+        for piece in self.guidance.pieces():
+            for offset in range(len(piece)):
+                if start + offset in wanted:
+                    yield self._draw(piece, offset, start + offset, None if frames is None else next(frames))
+            start += len(piece)
 
     @property
     def frames(self) -> list[Image.Image]:
@@ -118,9 +125,9 @@ class Preview:
         aside = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.part{suffix}")
         try:
             if suffix == ".gif":
-                first, *others = self.frames
+                frames = iter(self)
                 duration = round(1000 / self.guidance.fps)
-                first.save(aside, save_all=True, append_images=others, duration=duration, loop=0)
+                next(frames).save(aside, save_all=True, append_images=frames, duration=duration, loop=0)
             else:
                 self.contact_sheet().save(aside)
             os.replace(aside, path)
@@ -139,9 +146,8 @@ class Preview:
             sheet.paste(picture, (index % columns * (width + _GAP), index // columns * (height + _GAP)))
         return sheet
 
-    def _draw(self, index: int, driver: np.ndarray | None) -> Image.Image:
-        guidance = self.guidance
-        panels = [] if driver is None else [(Image.fromarray(driver), f"driver {self.index[index]}")]
+    def _draw(self, guidance: Any, index: int, position: int, driver: np.ndarray | None) -> Image.Image:
+        panels = [] if driver is None else [(Image.fromarray(driver), f"driver {self.index[position]}")]
         panels.append((self._over_reference(guidance.skeleton[index]), "skeleton"))
         if guidance.sphere is not None:
             panels.append((self._over_reference(guidance.sphere[index]), "head"))

@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 from diffusers.configuration_utils import register_to_config
@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
-from ..motion.skeleton import BODY, JOINT_INDEX
+from ..motion.skeleton import JOINT_INDEX
 from .face_motion import FaceMotionProcessor
 from .processor_mixin import ProcessorMixin
 
@@ -22,9 +22,6 @@ SCALES = ("portrait", "half_body", "full_body")
 _FULL_BODY_JOINTS = [JOINT_INDEX[name] for name in ("left_ankle", "right_ankle")]
 _HALF_BODY_JOINTS = [JOINT_INDEX[name] for name in ("left_hip", "right_hip", "left_knee", "right_knee")]
 _ELBOWS = [JOINT_INDEX[name] for name in ("left_elbow", "right_elbow")]
-_HIPS = [JOINT_INDEX[name] for name in ("left_hip", "right_hip")]
-_SHOULDERS = [JOINT_INDEX[name] for name in ("left_shoulder", "right_shoulder")]
-_HEAD_JOINTS = [JOINT_INDEX[name] for name in ("nose", "left_eye", "right_eye", "left_ear", "right_ear")]
 
 
 @dataclass
@@ -38,8 +35,8 @@ class Reference:
         motion (`MotionSequence`, *optional*): one frame, in pixels of `image`: its skeleton, head and face.
         scale (`str`, *optional*): how much of the person is in the picture: `"portrait"`, `"half_body"` or `"full_body"`.
         face_crop (`PIL.Image.Image`, *optional*): the face, cut from the original picture.
-        extra_crops (list of `Reference`): for a full-body picture, closer views of the same generation size, cut from the
-            original picture: further references that show the face and the clothes larger.
+        picture (`PIL.Image.Image`, *optional*): the original picture, upright and of its own size, which CLIP's encoder
+            reads; `image` when it is not given.
     """
 
     image: Image.Image
@@ -48,7 +45,11 @@ class Reference:
     motion: MotionSequence | None = None
     scale: str | None = None
     face_crop: Image.Image | None = None
-    extra_crops: list["Reference"] = field(default_factory=list)
+    picture: Image.Image | None = None
+
+    def __post_init__(self):
+        if self.picture is None:
+            self.picture = self.image
 
 
 class ReferenceProcessor(ProcessorMixin):
@@ -125,7 +126,7 @@ class ReferenceProcessor(ProcessorMixin):
         if pad:
             window = _whole_window(picture, height, width)
             padded = WanAnimateImageProcessor(resample="bilinear").resize(picture, height, width, resize_mode="fill")
-            reference = Reference(image=padded, height=height, width=width)
+            reference = Reference(image=padded, height=height, width=width, picture=picture)
             if motion is not None:
                 reference.motion = _move_to_window(motion[:1], window, height, width)
         else:
@@ -138,14 +139,6 @@ class ReferenceProcessor(ProcessorMixin):
         if face is not None and face.boxes is not None and face.confidence[0] >= self.config.threshold:
             crop = self.face_motion.crop(np.asarray(picture), face.boxes[0])
             reference.face_crop = Image.fromarray(np.ascontiguousarray(crop.transpose(1, 2, 0)))
-        if reference.scale == "full_body":
-            closer = self._half_body_window(picture, motion, height, width)
-            # Hardly closer than the picture itself, it would show nothing new.
-            if closer is not None and closer[3] - closer[1] < 0.8 * (window[3] - window[1]):
-                extra = _cut(picture, motion, closer, height, width)
-                extra.scale = "half_body"
-                extra.face_crop = reference.face_crop
-                reference.extra_crops.append(extra)
         return reference
 
     def generation_size(
@@ -212,28 +205,6 @@ class ReferenceProcessor(ProcessorMixin):
         if seen[_FULL_BODY_JOINTS].any():
             return "full_body"
         return "half_body" if seen[_HALF_BODY_JOINTS].any() or seen[_ELBOWS].all() else "portrait"
-
-    def _half_body_window(
-        self, picture: Image.Image, motion: MotionSequence, height: int, width: int
-    ) -> tuple[float, float, float, float] | None:
-        """From above the head to below the hips, in the generation size's aspect and inside the picture."""
-        seen = _in_picture(motion, self.config.threshold)
-        keypoints = motion.body.keypoints[0]
-        head = [joint for joint in _HEAD_JOINTS if seen[joint]]
-        hips = [joint for joint in _HIPS if seen[joint]]
-        shoulders = [joint for joint in _SHOULDERS if seen[joint]]
-        if not (head and hips and shoulders):
-            return None
-        hip, shoulder = keypoints[hips].mean(axis=0), keypoints[shoulders].mean(axis=0)
-        torso = np.linalg.norm(hip - shoulder)
-        top = keypoints[head, 1].min() - 0.45 * torso
-        bottom = hip[1] + 0.15 * torso
-        upper = [joint for joint in range(BODY.stop) if seen[joint] and keypoints[joint, 1] <= bottom]
-        left, right = keypoints[upper, 0].min() - 0.15 * torso, keypoints[upper, 0].max() + 0.15 * torso
-        window_height = min(max(bottom - top, (right - left) * height / width), picture.height)
-        window_height = min(window_height, picture.width * height / width)
-        x, y = (left + right) / 2, top + window_height / 2
-        return _window_around(picture, x, y, window_height * width / height, window_height)
 
 
 def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.Image:
@@ -368,7 +339,7 @@ def _cut(
     image = picture.resize((width, height), Image.Resampling.LANCZOS, box=window)
     if motion is not None:
         motion = _move_to_window(motion[:1], window, height, width)
-    return Reference(image=image, height=height, width=width, motion=motion)
+    return Reference(image=image, height=height, width=width, motion=motion, picture=picture)
 
 
 def _move_to_window(

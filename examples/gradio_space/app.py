@@ -9,7 +9,7 @@ import torch
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
-from diffusers_dreamactor.media import VideoReader, VideoWriter
+from diffusers_dreamactor.media import VideoWriter
 
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -20,34 +20,30 @@ PIPE = DreamActorPipeline.from_pretrained(os.environ.get("DREAMACTOR_MODEL") or 
 
 
 def prepare(picture: str, video: str, drive: list[str], num_frames: int):
-    """Draws the guidance; returns what `animate` needs and the preview's path."""
+    """Captures and fits the motion; returns what `animate` needs and the preview's path."""
     if picture is None or video is None:
         raise gr.Error("A picture and a driving video are needed.")
     try:
-        references = PIPE.prepare_references(picture)
-        guidance = PIPE.prepare_guidance(references, video, drive=tuple(drive), num_frames=num_frames, extend="stop")
+        inputs = PIPE.prepare(picture, video, drive=tuple(drive), num_frames=num_frames, extend="stop")
     except (ValueError, OSError) as error:
         raise gr.Error(str(error)) from error
     preview = Path(tempfile.mkdtemp()) / "preview.mp4"
-    driver = VideoReader(video, num_frames=len(guidance))
-    guidance.preview(driver=driver, reference=references[0]).save(preview)
-    return (references, guidance), str(preview)
+    inputs.preview().save(preview)
+    return inputs, str(preview)
 
 
-def animate(prepared, video: str, steps: int, guidance_scale: float, seed: int, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
-    """Generates from the guidance that was looked at; returns the video's path."""
-    if prepared is None:
+def animate(inputs, steps: int, guidance_scale: float, seed: int, progress=gr.Progress(track_tqdm=True)):  # noqa: B008
+    """Generates what was looked at; returns the video's path."""
+    if inputs is None:
         raise gr.Error("Look at the guidance first.")
-    references, guidance = prepared
     output = Path(tempfile.mkdtemp()) / "animation.mp4"
     segments = PIPE.stream(
-        references,
-        guidance=guidance,
+        inputs,
         num_inference_steps=steps,
         guidance_scale=guidance_scale,
         generator=torch.Generator().manual_seed(seed),
     )
-    with VideoWriter(output, fps=guidance.fps, audio=video) as writer:
+    with VideoWriter(output, fps=inputs.fps, audio=inputs.sound) as writer:
         for segment in segments:
             writer.write(segment.frames[0])
     return str(output)
@@ -72,7 +68,7 @@ def build_demo() -> gr.Blocks:
         generate = gr.Button("Animate", variant="primary")
         result = gr.Video(label="Animation")
         look.click(prepare, [picture, video, drive, num_frames], [prepared, preview])
-        generate.click(animate, [prepared, video, steps, scale, seed], result)
+        generate.click(animate, [prepared, steps, scale, seed], result)
     return demo
 
 

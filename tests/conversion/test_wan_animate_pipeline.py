@@ -8,7 +8,7 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
+from diffusers_dreamactor import DreamActorPipeline, DreamActorWanAnimatePipeline, MotionGuidance
 
 
 HEIGHT, WIDTH = 32, 48
@@ -169,9 +169,9 @@ class TestRepository:
 
     def test_diffusers_finds_the_pipeline(self, converted):
         pipeline = DiffusionPipeline.from_pretrained(converted)
-        assert type(pipeline) is DreamActorPipeline
+        assert type(pipeline) is DreamActorWanAnimatePipeline
         assert type(pipeline.vae).__name__ == "DreamActorVAE" and pipeline.text_encoder is None
-        assert pipeline.config.wan_animate is True
+        assert type(DreamActorPipeline.from_pretrained(converted)) is DreamActorWanAnimatePipeline
         config = pipeline.config
         assert (config.num_inference_steps, config.guidance_scale, config.segment_frames) == (20, 1.0, 77)
 

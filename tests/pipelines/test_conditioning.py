@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from diffusers_dreamactor.frame_sources import frame_index, reflect_index
 from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.pipelines.conditioning import (
     combine_guidance,
@@ -11,7 +12,6 @@ from diffusers_dreamactor.pipelines.conditioning import (
     latent_length,
     pack_reference_latents,
 )
-from diffusers_dreamactor.pipelines.driver import frame_index, reflect_index
 
 
 @pytest.mark.parametrize("num_frames, expected", [(1, 1), (2, 2), (5, 2), (6, 3), (73, 19)])

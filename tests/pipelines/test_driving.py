@@ -47,7 +47,7 @@ def generate(pipe, references, seed=0, **arguments):
 
 def test_guidance_drawn_before_gives_the_same_video(pipe, references, motion, tmp_path):
     direct = generate(pipe, references, motion=motion)
-    guidance = pipe.prepare_guidance(references, motion=motion)
+    guidance = pipe.prepare(references, motion=motion).draw()
     assert len(guidance) == 14 and guidance.fps == motion.fps
     guidance.save(tmp_path / "guidance.safetensors")
     again = generate(pipe, references, guidance=MotionGuidance.load(tmp_path / "guidance.safetensors"))
@@ -55,25 +55,25 @@ def test_guidance_drawn_before_gives_the_same_video(pipe, references, motion, tm
 
 
 def test_parts_that_are_not_driven_stay_as_in_the_reference(pipe, references, motion, person):
-    full = pipe.prepare_guidance(references, motion=motion)
+    full = pipe.prepare(references, motion=motion).draw()
     assert (full.skeleton[0] != full.skeleton[7]).any() and (full.face[0] != full.face[7]).any()
-    still = pipe.prepare_guidance(references, motion=motion, drive=("face",))
+    still = pipe.prepare(references, motion=motion, drive=("face",)).draw()
     assert (still.skeleton == still.skeleton[:1]).all() and (still.sphere == still.sphere[:1]).all()
     np.testing.assert_array_equal(still.face, full.face)
     own = pipe.motion_processor(dataclasses.replace(person, face=None), 64, 64)
     np.testing.assert_array_equal(still.skeleton[0], own.skeleton[0])
-    body = pipe.prepare_guidance(references, motion=motion, drive=("body", "head"))
+    body = pipe.prepare(references, motion=motion, drive=("body", "head")).draw()
     assert body.face is None or (body.face == body.face[:1]).all()
 
 
 def test_without_retargeting_head_and_body_go_together(pipe, references, motion):
     for drive in (("face",), ("body",), ("face", "head")):
         with pytest.raises(ValueError, match=r"`drive` is \('.*`retarget=False`.*\"head\" and \"body\""):
-            pipe.prepare_guidance(references, motion=motion, retarget=False, drive=drive)
-    full = pipe.prepare_guidance(references, motion=motion, retarget=False)
+            pipe.prepare(references, motion=motion, retarget=False, drive=drive).draw()
+    full = pipe.prepare(references, motion=motion, retarget=False).draw()
     for face_crop in (references[0].face_crop, None):
         reference = dataclasses.replace(references[0], face_crop=face_crop)
-        faceless = pipe.prepare_guidance(reference, motion=motion, retarget=False, drive=("head", "body"))
+        faceless = pipe.prepare(reference, motion=motion, retarget=False, drive=("head", "body")).draw()
         np.testing.assert_array_equal(faceless.skeleton, full.skeleton)
         assert full.face is not None
         assert faceless.face is None if face_crop is None else (faceless.face == faceless.face[:1]).all()
@@ -83,7 +83,7 @@ def test_speech_moves_only_the_face(pipe, references):
     rate = pipe.audio_feature_extractor.sampling_rate
     time = np.arange(rate) / rate
     speech = (0.3 * np.sin(2 * np.pi * 220 * time) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
-    guidance = pipe.prepare_guidance(references, audio=speech)
+    guidance = pipe.prepare(references, audio=speech).draw()
     assert len(guidance) == 24 and guidance.fps == 24.0
     assert (guidance.skeleton == guidance.skeleton[:1]).all()
     assert guidance.motion_tokens.shape == (24, 32)
@@ -98,7 +98,7 @@ def test_speech_moves_only_the_face(pipe, references):
     np.testing.assert_allclose(tokens[2], tokens[0], atol=1e-5)
     silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9)
     assert (spoken - silent).abs().max() > 1e-4
-    assert len(pipe.prepare_guidance(references, audio=speech, fps=30, num_frames=10)) == 10
+    assert len(pipe.prepare(references, audio=speech, fps=30, num_frames=10).draw()) == 10
 
 
 def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, media):
@@ -106,19 +106,19 @@ def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, me
     brighter = np.stack([0.7 * frame + 15 * i for i in range(5)]).astype(np.uint8)
     drive = {"motion": motion, "face_video": brighter}
     with pytest.raises(ValueError, match=r"`face_video` has 5 frames.*the video has 14.*`num_frames` of at most 5"):
-        pipe.prepare_guidance(references, **drive)
-    short = pipe.prepare_guidance(references, num_frames=3, **drive)
-    body = pipe.prepare_guidance(references, motion=motion, num_frames=3)
+        pipe.prepare(references, **drive).draw()
+    short = pipe.prepare(references, num_frames=3, **drive).draw()
+    body = pipe.prepare(references, motion=motion, num_frames=3).draw()
     np.testing.assert_array_equal(short.skeleton, body.skeleton)
     assert len(short) == len(short.face) == 3
-    assert len(pipe.prepare_guidance(references, extend="stop", **drive)) == 5
+    assert len(pipe.prepare(references, extend="stop", **drive).draw()) == 5
     # a driver without a head track is no obstacle: the head follows its body
     headless = dataclasses.replace(motion, head=None)
-    with_face = pipe.prepare_guidance(references, num_frames=3, motion=headless, face_video=brighter)
+    with_face = pipe.prepare(references, num_frames=3, motion=headless, face_video=brighter).draw()
     np.testing.assert_array_equal(with_face.face, short.face)
-    np.testing.assert_array_equal(with_face.skeleton, pipe.prepare_guidance(references, motion=headless[:3]).skeleton)
+    np.testing.assert_array_equal(with_face.skeleton, pipe.prepare(references, motion=headless[:3]).draw().skeleton)
     # the face turns back where its own video ends, while the body goes on
-    looped = pipe.prepare_guidance(references, extend="loop", **drive)
+    looped = pipe.prepare(references, extend="loop", **drive).draw()
     change = np.sign(np.diff(looped.face.mean(axis=(1, 2, 3))))
     assert change.tolist() == [1] * 4 + [-1] * 4 + [1] * 4 + [-1]
     assert (looped.skeleton[3] != looped.skeleton[5]).any()
@@ -128,22 +128,22 @@ def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, me
 def test_a_face_video_without_anybody_is_named(pipe, references, motion, beside):
     nobody = np.full((5, 64, 64, 3), 128, dtype=np.uint8)
     with pytest.raises(ValueError, match="^`face_video` shows nobody"):
-        pipe.prepare_guidance(references, num_frames=5, face_video=nobody, motion=motion if beside else None)
+        pipe.prepare(references, num_frames=5, face_video=nobody, motion=motion if beside else None).draw()
 
 
 def test_who_drives_the_body_is_not_looked_for_in_the_face_video(pipe, references, media):
     body = np.stack([np.asarray(PIL.Image.open(media / "reference_scholar.jpeg").convert("RGB"))] * 2)
     face = np.stack(list(VideoReader(media / "carphone.mp4", num_frames=2)))
     # a click that lies outside the smaller picture of the face video
-    guidance = pipe.prepare_guidance(references, video=body, face_video=face, person=(500, 450))
+    guidance = pipe.prepare(references, video=body, face_video=face, person=(500, 450)).draw()
     assert len(guidance) == 2 and guidance.face is not None
     with pytest.raises(ValueError, match=r"`person` is the point \(500, 450\)"):
-        pipe.prepare_guidance(references, face_video=face, person=(500, 450))
+        pipe.prepare(references, face_video=face, person=(500, 450)).draw()
 
 
 def test_a_single_frame(pipe, references, motion):
-    guidance = pipe.prepare_guidance(references, motion=motion, num_frames=1)
-    both = pipe.prepare_guidance(references, motion=motion, num_frames=2)
+    guidance = pipe.prepare(references, motion=motion, num_frames=1).draw()
+    both = pipe.prepare(references, motion=motion, num_frames=2).draw()
     np.testing.assert_array_equal(guidance.skeleton, both.skeleton[:1])
     direct = generate(pipe, references, motion=motion, num_frames=1)
     assert direct.shape[2] == 1
@@ -151,7 +151,7 @@ def test_a_single_frame(pipe, references, motion):
 
 
 def test_a_looped_driver_turns_back(pipe, references, motion):
-    guidance = pipe.prepare_guidance(references, motion=motion, num_frames=20, extend="loop")
+    guidance = pipe.prepare(references, motion=motion, num_frames=20, extend="loop").draw()
     for forth, back in ((12, 14), (11, 15), (8, 18)):
         np.testing.assert_array_equal(guidance.skeleton[forth], guidance.skeleton[back])
         np.testing.assert_array_equal(guidance.face[forth], guidance.face[back])
@@ -211,13 +211,13 @@ def test_what_is_interrupted_makes_no_references(pipe, references, motion, segme
 
 
 def test_an_interrupt_while_the_driver_is_prepared_counts(pipe, references, motion, monkeypatch):
-    prepare_driver, calls = pipe.prepare_driver, []
+    prepare_references, calls = pipe.prepare_references, []
 
     def interrupted(*args, **kwargs):
         pipe._interrupt = True
-        return prepare_driver(*args, **kwargs)
+        return prepare_references(*args, **kwargs)
 
-    monkeypatch.setattr(pipe, "prepare_driver", interrupted)
+    monkeypatch.setattr(pipe, "prepare_references", interrupted)
     handle = pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))
     generate(pipe, references, motion=motion, num_frames=14, num_pseudo_references=1)
     handle.remove()
@@ -228,7 +228,7 @@ def test_pseudo_references_need_a_head(pipe, references, motion):
     headless = dataclasses.replace(references[0], motion=dataclasses.replace(references[0].motion, head=None))
     calls = []
     handle = pipe.transformer.register_forward_pre_hook(lambda module, args: calls.append(1))
-    with pytest.raises(ValueError, match="`num_pseudo_references` needs the head's pose"):
+    with pytest.raises(ValueError, match="`num_pseudo_references` is 1, but needs the pose of body and head"):
         generate(pipe, headless, motion=motion, num_frames=5, num_pseudo_references=1)
     handle.remove()
     assert not calls
@@ -241,9 +241,9 @@ def test_a_driver_of_a_face_that_is_not_driven_is_an_error(pipe, references, mot
 
 
 def test_motion_at_another_rate(pipe, references, motion):
-    assert len(pipe.prepare_guidance(references, motion=motion, fps=12)) == 7
+    assert len(pipe.prepare(references, motion=motion, fps=12).draw()) == 7
     with pytest.raises(ValueError, match=r"`fps` is 0, but has to be positive"):
-        pipe.prepare_guidance(references, motion=motion, fps=0)
+        pipe.prepare(references, motion=motion, fps=0).draw()
 
 
 def test_memory_of_a_stream_does_not_grow_with_the_length(pipe, references, motion):
@@ -256,7 +256,8 @@ def test_memory_of_a_stream_does_not_grow_with_the_length(pipe, references, moti
         return sum(tensor.element_size() * tensor.nelement() for tensor in tensors)
 
     sizes = []
-    segments = pipe.stream(references, motion=motion, num_frames=60, extend="loop", **{**SIZE, "output_type": "pt"})
+    inputs = pipe.prepare(references, motion=motion, num_frames=60, extend="loop")
+    segments = pipe.stream(inputs, **{**SIZE, "output_type": "pt"})
     for segment in segments:
         del segment
         sizes.append(alive())
@@ -296,17 +297,18 @@ def test_a_picture_without_a_person(pipe, media, motion):
 def test_a_reference_without_a_pose(pipe, picture, motion):
     unknown = pipe.motion_processor.reference(picture, None, 64, 64)
     face_video = np.zeros((5, 64, 64, 3), dtype=np.uint8)
-    guidance = pipe.prepare_guidance(unknown, motion=motion, retarget=False)
+    guidance = pipe.prepare(unknown, motion=motion, retarget=False).draw()
     for driver in (
         {"motion": motion},
         {"audio": np.zeros(16000, dtype=np.float32), "retarget": False},
         {"face_video": face_video},
-        {"guidance": guidance, "num_pseudo_references": 1},
     ):
         with pytest.raises(ValueError, match="`image` is a reference without a known pose.*`reference_motion`"):
             generate(pipe, unknown, **driver)
+    with pytest.raises(ValueError, match="`num_pseudo_references` is 1, but needs the pose.*`reference_motion`"):
+        generate(pipe, unknown, guidance=guidance, num_pseudo_references=1)
     with pytest.raises(ValueError, match="`image` is a reference without a known pose"):
-        pipe.prepare_guidance(unknown, motion=motion)
+        pipe.prepare(unknown, motion=motion).draw()
 
 
 def test_a_video_without_a_person(pipe, media, references):

@@ -8,13 +8,14 @@ import PIL.Image
 import pytest
 import torch
 
-from diffusers_dreamactor import DreamActorPipeline, MotionGuidance
+from diffusers_dreamactor import DreamActorPipeline, DreamActorWanAnimatePipeline, MotionGuidance
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
-SIZE = {"height": 64, "width": 64, "num_inference_steps": 2, "segment_frames": 9}
+SAMPLING = {"num_inference_steps": 2, "segment_frames": 9}
+SIZE = {"height": 64, "width": 64, **SAMPLING}
 
 
 def make_guidance(num_frames: int, seed: int = 0, fps: float = 25.0) -> MotionGuidance:
@@ -36,7 +37,7 @@ def pipe() -> DreamActorPipeline:
 
 
 @pytest.fixture(scope="module")
-def wan_pipe() -> DreamActorPipeline:
+def wan_pipe() -> DreamActorWanAnimatePipeline:
     base = random_pipeline()
     torch.manual_seed(0)
     transformer = DreamActorTransformer3DModel(
@@ -45,14 +46,12 @@ def wan_pipe() -> DreamActorPipeline:
     for parameter in transformer.parameters():
         if not parameter.any():
             torch.nn.init.normal_(parameter, std=0.02)
-    pipe = DreamActorPipeline(
+    pipe = DreamActorWanAnimatePipeline(
         transformer=transformer,
         vae=base.vae,
         scheduler=base.scheduler,
         face_motion_encoder=base.face_motion_encoder,
         motion_processor=MotionGuidanceProcessor(style="wan", face_size=64, area=128 * 128),
-        wan_animate=True,
-        guidance_scale=1.0,
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -94,19 +93,17 @@ def test_segments_decode_as_one_video(pipe, picture, guidance):
 
 def test_stream_yields_what_the_call_returns(pipe, picture, guidance):
     expected = run(pipe, picture, guidance).frames
-    parts = list(
-        pipe.stream(picture, guidance=guidance, generator=torch.Generator().manual_seed(0), output_type="pt", **SIZE)
-    )
+    inputs = pipe.prepare(reference(pipe, picture), guidance=guidance)
+    parts = list(pipe.stream(inputs, generator=torch.Generator().manual_seed(0), output_type="pt", **SAMPLING))
     assert [part.frames.shape[1] for part in parts] == [9, 5]
     assert torch.equal(torch.cat([part.frames for part in parts], dim=1), expected)
 
 
 def test_a_call_between_two_segments_changes_nothing(pipe, picture, guidance):
     expected = run(pipe, picture, guidance, guidance_scale=2.5).frames
-    arguments = {**SIZE, "guidance": guidance, "output_type": "pt"}
-    stream = pipe.stream(
-        reference(pipe, picture), guidance_scale=2.5, generator=torch.Generator().manual_seed(0), **arguments
-    )
+    inputs = pipe.prepare(reference(pipe, picture), guidance=guidance)
+    arguments = {**SAMPLING, "guidance_scale": 2.5, "output_type": "pt"}
+    stream = pipe.stream(inputs, generator=torch.Generator().manual_seed(0), **arguments)
     parts = [next(stream).frames]
     run(pipe, picture, guidance, seed=1, guidance_scale=1.0)
     parts += [part.frames for part in stream]
@@ -203,7 +200,7 @@ def test_wan_mode_makes_the_frames_asked_for(wan_pipe, picture, guidance):
 
 def test_wan_latents_of_several_segments_are_an_error(wan_pipe, picture, guidance):
     assert run(wan_pipe, picture, guidance, segment_frames=17, output_type="latent").frames.shape[2] == 5
-    with pytest.raises(ValueError, match='`output_type` is "latent", but .* 14 frames in 2 segments'):
+    with pytest.raises(ValueError, match='`output_type` is "latent", but .* 14 frames in several segments'):
         run(wan_pipe, picture, guidance, segment_frames=9, output_type="latent")
 
 

@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from diffusers_dreamactor.frame_sources import frame_index
 from diffusers_dreamactor.media import VideoReader
-from diffusers_dreamactor.pipelines.driver import frame_index
 from diffusers_dreamactor.processors.guidance import MotionGuidance
 
 

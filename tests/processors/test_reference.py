@@ -137,26 +137,15 @@ def test_scale_from_the_joints(stick_figure):
     assert processor.decide_scale(full) is None
 
 
-def test_full_body_gets_a_closer_view_and_a_face(stick_figure):
+def test_full_body_gets_a_face(stick_figure):
     capture = person(stick_figure, 480, 800)
-    reference = ReferenceProcessor(area=480 * 320, face_size=48)(coordinate_picture(480, 800), capture)
+    picture = coordinate_picture(480, 800)
+    reference = ReferenceProcessor(area=480 * 320, face_size=48)(picture, capture)
     assert reference.scale == "full_body"
-    (extra,) = reference.extra_crops
-    assert extra.scale == "half_body" and extra.image.size == reference.image.size
-    keypoints = extra.motion.body.keypoints[0]
-    assert 0 < keypoints[JOINT_INDEX["nose"], 1] < keypoints[JOINT_INDEX["left_hip"], 1] < extra.height
-    assert keypoints[JOINT_INDEX["left_ankle"], 1] > extra.height
-    assert extra.motion.head.radius[0] > 1.3 * reference.motion.head.radius[0]
-    assert extra.motion.head.center[0, 1] - extra.motion.head.radius[0] > 0
-    x, y = keypoints[JOINT_INDEX["neck"]].astype(int)
-    place = capture(None).body.keypoints[0, JOINT_INDEX["neck"]] / (480, 800) * 255
-    np.testing.assert_allclose(np.asarray(extra.image)[y, x, :2].astype(float), place, atol=3)
+    assert reference.picture.size == (480, 800) and reference.image.size == (reference.width, reference.height)
     assert reference.face_crop.size == (48, 48)
     middle = np.asarray(reference.face_crop)[24, 24, :2].astype(float)
     np.testing.assert_allclose(middle, capture(None).head.center[0] / (480, 800) * 255, atol=3)
-    assert not ReferenceProcessor()(
-        coordinate_picture(480, 480), person(stick_figure, 480, 480, distance=0.7, down=0.62)
-    ).extra_crops
 
 
 def test_capture_as_an_object_with_a_method(stick_figure):

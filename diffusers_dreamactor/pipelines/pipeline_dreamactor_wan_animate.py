@@ -1,0 +1,220 @@
+"""Wan2.2-Animate's weights in DreamActor's classes: what `prepare` makes, sampled in that model's way."""
+
+from collections.abc import Iterator
+
+import PIL.Image
+import torch
+import torch.nn.functional as F
+from diffusers.video_processor import VideoProcessor
+
+from diffusers_dreamactor.frame_sources import iterate_frames, reflect_index
+from diffusers_dreamactor.models.condition_cache import ConditionCache
+from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
+from diffusers_dreamactor.pipelines.animation_pipeline import AnimationPipeline
+from diffusers_dreamactor.pipelines.conditioning import (
+    Segment,
+    combine_guidance,
+    frame_mask,
+    iterate_segments,
+    latent_length,
+)
+from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
+from diffusers_dreamactor.pipelines.sampling import SamplingOptions
+from diffusers_dreamactor.processors.guidance import MotionGuidance
+from diffusers_dreamactor.processors.reference import Reference
+
+
+class DreamActorWanAnimatePipeline(AnimationPipeline):
+    r"""
+    Animates a picture with Wan2.2-Animate's weights, and gives the frames of Diffusers' `WanAnimatePipeline`.
+
+    Its sampler: the reference is the first frame of the token stream, the skeleton picture is encoded by the VAE, guidance
+    leaves out the face by crops of -1, and a segment starts from the re-encoded last frame of the one before. Preparation
+    and arguments are [`AnimationPipeline`]'s, whose documentation has the components; `mode="replace"` puts the person into a
+    scene. One reference is taken, always seen: there are no pseudo-references and no `reference_guidance_scale`.
+    """
+
+    _required_components = ["transformer", "vae", "scheduler", "face_motion_encoder", "motion_processor"]
+    _default_options = {"num_inference_steps": 20, "guidance_scale": 1.0, "segment_frames": 77}
+
+    def check_mode(self, mode: str, background_video, mask_video) -> None:
+        super().check_mode(mode, background_video, mask_video)
+        if mode == "replace" and (background_video is None or mask_video is None):
+            raise ValueError('`mode="replace"` needs both `background_video` and `mask_video`.')
+
+    def prepare_references(self, image, *args, **kwargs) -> list[Reference]:
+        if isinstance(image, list | tuple) and len(image) > 1:
+            raise ValueError(f"`image` has {len(image)} pictures, but Wan-Animate weights take one reference.")
+        return super().prepare_references(image, *args, **kwargs)
+
+    def complete_options(self, options: SamplingOptions) -> SamplingOptions:
+        options = super().complete_options(options)
+        if options.num_pseudo_references:
+            raise ValueError(
+                f"`num_pseudo_references` is {options.num_pseudo_references}, but has to be 0 for Wan-Animate weights,"
+                " which take one reference."
+            )
+        if options.reference_guidance_scale is not None:
+            raise ValueError("`reference_guidance_scale` was given, but Wan-Animate weights always see the reference.")
+        return options
+
+    def check_inputs(self, inputs: AnimationInputs, options: SamplingOptions) -> None:
+        super().check_inputs(inputs, options)
+        if len(inputs.references) > 1:
+            raise ValueError(f"`inputs` have {len(inputs.references)} references, but Wan-Animate weights take one.")
+        if options.output_type == "latent" and len(inputs) > options.segment_frames:
+            raise ValueError(
+                f'`output_type` is "latent", but Wan-Animate weights make these {len(inputs)} frames in several segments that'
+                f" are decoded apart: make at most {options.segment_frames} frames, or take decoded ones."
+            )
+        if options.latents is not None:
+            num_latent_frames = latent_length(options.segment_frames, self.vae_scale_factor_temporal) + 1
+            size = (num_latent_frames, inputs.height, inputs.width)
+            self.prepare_latents(options.num_videos_per_prompt, *size, None, options.latents)
+
+    def encode_pose(self, guidance: MotionGuidance, batch_size: int, pose_scale: float = 1.0) -> torch.Tensor:
+        """Pose latents `(B, C, T, h, w)` of a segment: its skeleton picture, encoded by the VAE."""
+        maps = guidance.maps(device=self._execution_device, dtype=self.vae.dtype)
+        pose_latents = self.vae.encode_video(maps[:, :3])
+        pose_latents = pose_latents * pose_scale if pose_scale != 1.0 else pose_latents
+        return pose_latents.to(self.transformer.dtype).expand(batch_size, -1, -1, -1, -1)
+
+    def encode_blank_face(self, num_frames: int, batch_size: int) -> torch.Tensor:
+        """The unconditional face tokens `(B, F, motion_dim)`: those of crops of -1."""
+        size = self.motion_processor.config.face_size
+        crop = torch.full((1, 1, 3, size, size), -1.0, device=self._execution_device)
+        tokens = self.face_motion_encoder(crop.to(self.face_motion_encoder.dtype))
+        return tokens.to(self.transformer.dtype).expand(batch_size, num_frames, -1)
+
+    def encode_known_frames(
+        self, inputs: AnimationInputs, segment: Segment, last_frames: torch.Tensor | None, batch_size: int
+    ) -> torch.Tensor:
+        """
+        Mask and condition channels of a segment: the frames that are known, re-encoded.
+
+        Args:
+            inputs ([`AnimationInputs`]): With the scene of a replacement.
+            segment (`Segment`): The segment's range of frames.
+            last_frames (`torch.Tensor` of shape `(B, 3, n, H, W)`, *optional*): The end of the segment before, in
+                [-1, 1].
+            batch_size (`int`): Videos in the batch.
+
+        Returns:
+            `torch.Tensor` of shape `(B, 20, T, h, w)`, float32.
+        """
+        height, width = inputs.height, inputs.width
+        latent_size = (height // self.vae_scale_factor_spatial, width // self.vae_scale_factor_spatial)
+        if inputs.mode == "replace":
+            frames, mask = self.read_scene(inputs, segment)
+            known = F.interpolate(1 - mask[0].transpose(0, 1), size=latent_size, mode="nearest")
+            known = known.transpose(0, 1).unsqueeze(0)
+        else:
+            frames = torch.zeros(1, 3, segment.num_frames, height, width)
+            known = torch.zeros(1, 1, segment.num_frames, *latent_size)
+        frames = frames.to(self._execution_device, self.vae.dtype).repeat(batch_size, 1, 1, 1, 1)
+        known = known.to(self._execution_device, torch.float32).repeat(batch_size, 1, 1, 1, 1)
+        if last_frames is not None:
+            frames[:, :, : last_frames.shape[2]] = last_frames
+            known[:, :, : last_frames.shape[2]] = 1
+        condition = self.vae.encode_video(frames).float()
+        return torch.cat([frame_mask(known, self.vae_scale_factor_temporal), condition], dim=1)
+
+    def read_scene(self, inputs: AnimationInputs, segment: Segment) -> tuple[torch.Tensor, torch.Tensor]:
+        """
+        The scene of a replacement: frames `(1, 3, F, H, W)` in [-1, 1] and the person's mask `(1, 1, F, H, W)` in
+        [0, 1], 1 where the person goes.
+        """
+        index = reflect_index(segment.stop, len(inputs))[segment.start :]
+        size = {"height": inputs.height, "width": inputs.width}
+        mask_processor = VideoProcessor(
+            vae_scale_factor=self.vae_scale_factor_spatial, do_normalize=False, do_convert_grayscale=True
+        )
+        background, mask = (
+            [PIL.Image.fromarray(frame) for frame in iterate_frames(video, index)]
+            for video in (inputs.background_video, inputs.mask_video)
+        )
+        return (
+            self.video_processor.preprocess_video(background, **size),
+            mask_processor.preprocess_video(mask, **size),
+        )
+
+    @torch.no_grad()
+    def _sample(self, inputs: AnimationInputs, options: SamplingOptions) -> Iterator[DreamActorPipelineOutput]:
+        batch_size, temporal_scale = options.num_videos_per_prompt, self.vae_scale_factor_temporal
+
+        # 1. Encode what is the same for all segments
+        text = self.encode_texts(options)
+        image_embeds = self.encode_image(inputs.references[0], options.image_embeds, batch_size)
+        reference = self.encode_pictures(inputs.references, batch_size)
+        reference = torch.cat([reference.new_ones(batch_size, temporal_scale, *reference.shape[2:]), reference], dim=1)
+
+        # 2. Generate the segments, each of full length
+        segments = list(iterate_segments(len(inputs), options.segment_frames, 1, temporal_scale, full=True))
+        caches = {name: ConditionCache() for name in ("cond", "uncond")}
+        last_frames = None
+        with self._generation(len(segments) * options.num_steps) as progress_bar:
+            for segment, guidance in zip(segments, inputs.stream(segments, beyond="reflect")):
+                timesteps = self._start_segment(options, caches)
+                shared = {
+                    "encoder_hidden_states_image": image_embeds,
+                    "pose_hidden_states": self.encode_pose(guidance, batch_size, options.pose_scale),
+                    "num_stream_references": 1,
+                }
+                face = self.encode_face(guidance, batch_size)
+                blank_face = None
+                latents = self.prepare_latents(
+                    batch_size,
+                    latent_length(segment.num_frames, temporal_scale) + 1,
+                    inputs.height,
+                    inputs.width,
+                    options.generator,
+                    options.latents if segment.start == 0 else None,
+                )
+                known = self.encode_known_frames(inputs, segment, last_frames, batch_size)
+                condition = torch.cat([reference.float(), known], dim=2)
+
+                # 2.1 Denoise
+                for i, t in enumerate(timesteps):
+                    if self.interrupt:
+                        continue
+                    self._current_timestep = t
+                    model_input = torch.cat([latents, condition], dim=1).to(self.transformer.dtype)
+                    step = (model_input, t, options, caches)
+                    noise_pred = self._predict(
+                        "cond",
+                        *step,
+                        encoder_hidden_states=text["prompt_embeds"],
+                        motion_hidden_states=face,
+                        **shared,
+                    )
+                    if self.do_classifier_free_guidance:
+                        if blank_face is None:
+                            blank_face = self.encode_blank_face(segment.num_frames, batch_size)
+                        unconditional = self._predict(
+                            "uncond",
+                            *step,
+                            encoder_hidden_states=text["negative_prompt_embeds"],
+                            motion_hidden_states=blank_face,
+                            **shared,
+                        )
+                        noise_pred = combine_guidance(unconditional, noise_pred, self.guidance_scale)
+                    latents = self.scheduler.step(
+                        noise_pred, t, latents, **self.extra_step_arguments(options), return_dict=False
+                    )[0]
+                    state = self._end_step(i, t, {"latents": latents, **text}, options, caches)
+                    latents, text = state.pop("latents"), state
+                    if (i + 1) % self.scheduler.order == 0 or i == len(timesteps) - 1:
+                        progress_bar.update()
+
+                # 2.2 Decode; the last frame starts the next segment
+                overlap = int(segment.start > 0)
+                frames = latents = latents[:, :, 1:]
+                if options.output_type != "latent":
+                    decoded = self.vae.decode_video(latents.to(self.vae.dtype))[:, :, overlap:]
+                    last_frames = decoded[:, :, -1:]
+                    new_frames = min(segment.stop, len(inputs)) - segment.start - overlap
+                    frames = self.video_processor.postprocess_video(decoded[:, :, :new_frames], options.output_type)
+                yield DreamActorPipelineOutput(frames=frames, fps=inputs.fps, sound=inputs.sound)
+                if self.interrupt:
+                    # what would follow is noise
+                    break

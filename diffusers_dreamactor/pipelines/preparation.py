@@ -1,0 +1,361 @@
+"""Preparing what is performed: from a picture and its drivers to `AnimationInputs`."""
+
+import dataclasses
+from pathlib import Path
+
+import PIL.Image
+import torch
+from diffusers.utils import logging
+
+from diffusers_dreamactor.frame_sources import frame_index
+from diffusers_dreamactor.media import VideoReader
+from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+from diffusers_dreamactor.motion.capture.selection import NoPersonError
+from diffusers_dreamactor.motion.retarget import check_fit, resize_motion
+from diffusers_dreamactor.motion.retarget import retarget as retarget_motion
+from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
+from diffusers_dreamactor.processors.guidance import MotionGuidance
+from diffusers_dreamactor.processors.reference import Reference, load_picture
+
+
+logger = logging.get_logger(__name__)
+
+PARTS = ("face", "head", "body")
+EXTEND = ("hold", "loop", "stop")
+MODES = ("animate", "replace")
+
+
+class PreparationMixin:
+    """
+    `prepare`, for a pipeline with the components `motion_processor`, `capture` and, for speech, an audio encoder.
+    """
+
+    # Whether the reference's own pose is a condition; otherwise it is only looked for where retargeting needs it.
+    _reads_reference_pose = False
+    _default_capture = None
+
+    @torch.no_grad()
+    def prepare(
+        self,
+        image,
+        video=None,
+        motion: MotionSequence | None = None,
+        guidance: MotionGuidance | None = None,
+        audio=None,
+        face_video=None,
+        drive: tuple[str, ...] = PARTS,
+        person=None,
+        reference_person=None,
+        reference_motion: MotionSequence | None = None,
+        retarget: bool = True,
+        align: str = "framing",
+        bone_scale: dict[str, float] | None = None,
+        height: int | None = None,
+        width: int | None = None,
+        num_frames: int | None = None,
+        fps: float | None = None,
+        extend: str | None = None,
+        mode: str = "animate",
+        background_video=None,
+        mask_video=None,
+    ) -> AnimationInputs:
+        """
+        Captures, composes and retargets what is performed; nothing is drawn and nothing is generated yet.
+
+        Args:
+            image (`PIL.Image.Image`, `str`, `Path`, `np.ndarray`, `Reference` or a list of them):
+                The reference picture. Of a list, the first is the identity and the others complement it.
+            video (path, `list[PIL.Image.Image]`, `np.ndarray`, `torch.Tensor` or `VideoReader`, *optional*):
+                The driving video.
+            motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
+            guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
+            audio (path or `np.ndarray`, *optional*): Speech that drives the face; samples as `encode_audio` takes them.
+            face_video (as `video`, *optional*):
+                Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
+                longer face video is cut, a shorter one needs `num_frames` or `extend`.
+            drive (`tuple[str, ...]`, defaults to `("face", "head", "body")`):
+                The parts that follow the driver; the rest stays as in the reference. With `retarget=False`, head and
+                body follow the driver together.
+            person (*optional*): Which person drives: an index by size, a click `(x, y)` or a box `(x0, y0, x1, y1)` in
+                pixels of the driver's first frame; the largest when `None`. Of a `face_video` beside another driver it
+                is always the largest.
+            reference_person (*optional*):
+                Which person of the (first) picture is animated, given as `person` is; the largest when `None`.
+            reference_motion (`MotionSequence`, *optional*):
+                The person's pose in the (first) picture when it is known, one frame in the picture's own pixels; the
+                capture finds it otherwise.
+            retarget (`bool`, defaults to `True`):
+                Whether the motion is fitted to the reference's proportions and framing; otherwise it is drawn where
+                the driver has it.
+            align (`str`, defaults to `"framing"`): How it is fitted, see [`~motion.retarget.retarget`].
+            bone_scale (`dict[str, float]`, *optional*): Length factors of groups of bones, e.g. `{"arm": 1.2}`.
+            height (`int`, *optional*), width (`int`, *optional*):
+                The generation size in pixels; by default the picture's aspect at the repository's area, or the size of a
+                ready `Reference`, which cannot be another.
+            num_frames (`int`, *optional*): Frames to make; the driver's when `None`.
+            fps (`float`, *optional*):
+                Frames per second; the driver's when `None`, else the driver is resampled, which `guidance` cannot be.
+            extend (`str`, *optional*):
+                What to do when the driver, or the `face_video`, has too few frames: `"hold"`, `"loop"` or `"stop"`.
+            mode (`str`, defaults to `"animate"`):
+                `"replace"` (Wan-Animate weights) puts the person into `background_video` where `mask_video` is white.
+            background_video (as `video`, *optional*), mask_video (as `video`, *optional*): The scene.
+
+        Returns:
+            [`AnimationInputs`]: To be looked at, saved, edited, and given to the pipeline or to `stream`.
+
+        Raises:
+            ValueError, OSError: On input that cannot be used, before it is captured.
+        """
+        # 1. What can be said before anything is read
+        self.check_driver(video, motion, guidance, audio, face_video, drive)
+        self.check_mode(mode, background_video, mask_video)
+        check_fit(align, bone_scale or {})
+        fitting = {"align": (align, "framing"), "bone_scale": (bone_scale or None, None)}
+        chosen = {"drive": (tuple(drive), PARTS), "retarget": (retarget, True), "person": (person, None)}
+        for name, (value, default) in (chosen | fitting | {"fps": (fps, None)}).items():
+            if guidance is not None and value != default:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but `guidance` is already drawn, at its own {guidance.fps:g} frames/s: give it "
+                    "to the `prepare` that draws it instead."
+                )
+        for name, (value, default) in fitting.items():
+            if not retarget and value != default:
+                raise ValueError(
+                    f"`{name}` is {value!r}, but says how the motion is fitted: `retarget` then has to be True."
+                )
+        own_pose = video is None and motion is None and guidance is None
+        if not retarget and not own_pose and guidance is None and not {"head", "body"} <= set(drive):
+            raise ValueError(
+                f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
+                ' "head" and "body"; `align="none"` keeps the driver\'s place and size with any `drive`.'
+            )
+        if num_frames is not None and num_frames < 1:
+            raise ValueError(f"`num_frames` is {num_frames}, but has to be at least 1.")
+        if fps is not None and not fps > 0:
+            raise ValueError(f"`fps` is {fps}, but has to be positive.")
+        if extend is not None and extend not in EXTEND:
+            raise ValueError(f"`extend` is {extend!r}, but has to be None or one of {EXTEND}.")
+
+        # 2. The person
+        need_pose = guidance is None and (retarget or own_pose)
+        references = self.prepare_references(image, height, width, reference_motion, reference_person, need_pose)
+        height, width = references[0].height, references[0].width
+        inputs = AnimationInputs(references, None, None, self.motion_processor, mode=mode)
+
+        # 3. The driver of body, head and face
+        if guidance is not None:
+            guidance.check(height, width)
+            inputs.index = frame_index(len(guidance), num_frames, extend)
+            inputs.fps, inputs.guidance = guidance.fps, guidance
+        else:
+            if video is not None:
+                inputs.face_video = inputs.driver = VideoReader(video, fps=fps, num_frames=num_frames)
+                # too few frames are an error before they are captured
+                frame_index(len(inputs.driver), num_frames, extend)
+                motion = self.find_capture().capture(inputs.driver, person=person, progress=self.show_progress)
+                inputs.sound = inputs.driver.path if inputs.driver.has_audio else None
+            elif motion is not None:
+                motion.validate()
+                motion = motion if fps is None else motion.resample(fps)
+            if face_video is not None:
+                who = person if own_pose else None
+                motion, num_frames = self.take_face(inputs, motion, face_video, who, num_frames, fps, extend)
+            if audio is not None:
+                rate = fps or (self.config.fps if motion is None else motion.fps)
+                length = num_frames or (None if motion is None else motion.num_frames)
+                inputs.motion_tokens = self.encode_audio(audio, rate, length)
+                inputs.sound = audio if isinstance(audio, str | Path | tuple) else (audio, self.sampling_rate)
+                if motion is None:
+                    motion = dataclasses.replace(references[0].motion, fps=rate, face=None)
+                    motion = motion.hold(len(inputs.motion_tokens))
+            if "face" not in drive:
+                inputs.face_video, inputs.face_crop = None, references[0].face_crop
+                motion = dataclasses.replace(motion, face=None)
+            inputs.index = frame_index(motion.num_frames, num_frames, extend)
+            inputs.fps = motion.fps
+            # what is not shown is not fitted either, as of a video that is read no further
+            motion = motion[: int(inputs.index.max()) + 1]
+
+            # 4. The motion in the picture
+            if not own_pose and retarget:
+                pose = references[0].motion
+                motion = retarget_motion(motion, pose, height, width, align, bone_scale, drive=tuple(drive))
+            elif not own_pose:
+                motion = resize_motion(motion, height, width)
+            inputs.motion = motion
+
+        # 5. The scene
+        for name, scene in (("background_video", background_video), ("mask_video", mask_video)):
+            if scene is not None:
+                reader = VideoReader(scene, fps=inputs.fps)
+                if len(reader) < len(inputs):
+                    raise ValueError(
+                        f"`{name}` has {len(reader)} frames at {inputs.fps:g} frames/s, but the video has {len(inputs)}."
+                    )
+                setattr(inputs, name, reader)
+        return inputs
+
+    def check_driver(self, video, motion, guidance, audio, face_video, drive) -> None:
+        """Raises `ValueError` for drivers that are missing, of a wrong type, or exclude each other."""
+        if isinstance(drive, str) or not drive or set(drive) - set(PARTS):
+            raise ValueError(f"`drive` is {drive!r}, but has to be a non-empty tuple of parts out of {PARTS}.")
+        drivers = {"video": video, "motion": motion, "guidance": guidance}
+        given = [name for name, value in drivers.items() if value is not None]
+        if len(given) > 1:
+            raise ValueError(
+                f"`{given[0]}` and `{given[1]}` were both given, but the driver is one of `video`, `motion` and `guidance`."
+            )
+        for name, value, kind in (("motion", motion, MotionSequence), ("guidance", guidance, MotionGuidance)):
+            if value is not None and not isinstance(value, kind):
+                raise ValueError(
+                    f"`{name}` is a {type(value).__name__}, but has to be a {kind.__name__}, as `{kind.__name__}.load` gives it."
+                )
+        if not given and audio is None and face_video is None:
+            raise ValueError(
+                "No driver was given: pass one of `video`, `motion`, `guidance`, `audio` and `face_video`."
+            )
+        if guidance is not None and (audio is not None or face_video is not None):
+            raise ValueError("`guidance` is already drawn, so `audio` and `face_video` cannot be combined with it.")
+        if audio is not None and face_video is not None:
+            raise ValueError("`audio` and `face_video` were both given, but the face has one driver.")
+        if audio is not None and self.audio_motion_encoder is None:
+            raise ValueError("`audio` was given, but this pipeline has no `audio_motion_encoder`.")
+        for name, value in (("audio", audio), ("face_video", face_video)):
+            if value is not None and "face" not in drive:
+                raise ValueError(f'`{name}` drives the face, but `drive` is {drive!r}: it then has to have "face".')
+
+    def check_mode(self, mode: str, background_video, mask_video) -> None:
+        """Raises `ValueError` for a mode that these weights do not have, or a scene without it."""
+        if mode not in MODES:
+            raise ValueError(f'`mode` is {mode!r}, but has to be "animate" or "replace".')
+        if mode == "animate" and (background_video is not None or mask_video is not None):
+            raise ValueError('`background_video` and `mask_video` are for `mode="replace"` only.')
+
+    def take_face(
+        self, inputs: AnimationInputs, motion: MotionSequence | None, face_video, person, num_frames, fps, extend
+    ) -> tuple[MotionSequence, int | None]:
+        """
+        Takes the face of a video into a motion, or, without one, into the reference's pose.
+
+        Returns:
+            The motion with that face, and the number of frames to make.
+        """
+        index = None
+        if motion is None:
+            reader = VideoReader(face_video, fps=fps, num_frames=num_frames)
+            frame_index(len(reader), num_frames, extend)
+            inputs.driver = reader
+            inputs.sound = reader.path if reader.has_audio else None
+        else:
+            index = frame_index(motion.num_frames, num_frames, extend)
+            reader = VideoReader(face_video, fps=motion.fps, num_frames=len(index))
+            if len(reader) < len(index) and extend is None:
+                raise ValueError(
+                    f"`face_video` has {len(reader)} frames at {motion.fps:g} frames/s, but the video has"
+                    f" {len(index)}: pass a longer one, `num_frames` of at most {len(reader)}, or `extend`."
+                )
+            inputs.face_index = frame_index(len(reader), len(index), extend)
+        try:
+            face_motion = self.find_capture().capture(reader, person=person, progress=self.show_progress)
+        except NoPersonError as error:
+            raise ValueError("`face_video` shows nobody, but is given to drive the face.") from error
+        if face_motion.face is None:
+            raise ValueError("`face_video` shows no face, but is given to drive the face.")
+        inputs.face_video = reader
+        if motion is None:
+            pose = inputs.references[0].motion
+            motion = dataclasses.replace(pose, fps=face_motion.fps).hold(face_motion.num_frames)
+        else:
+            num_frames = len(inputs.face_index)
+            motion, face_motion = motion.take(index[:num_frames]), face_motion.take(inputs.face_index)
+        return dataclasses.replace(motion, face=face_motion.face), num_frames
+
+    def prepare_references(
+        self,
+        image,
+        height: int | None = None,
+        width: int | None = None,
+        reference_motion: MotionSequence | None = None,
+        reference_person=None,
+        need_pose: bool = True,
+    ) -> list[Reference]:
+        """
+        The reference pictures at the generation size, with the person's own pose.
+
+        The arguments are those of `prepare`; `need_pose` says whether it is an error when the first picture's pose is not
+        found.
+
+        Raises:
+            ValueError: When the pose is needed and there is no person in the first picture or no pose in a ready
+                `Reference`, or when a `Reference` has another size than is asked for.
+        """
+        images = list(image) if isinstance(image, list | tuple) else [image]
+        if not images:
+            raise ValueError("`image` is an empty list, but at least one reference picture is needed.")
+        for name, value in (("height", height), ("width", width)):
+            if value is not None and (value < self.size_multiple or value % self.size_multiple):
+                raise ValueError(
+                    f"`{name}` is {value}, but has to be a positive multiple of {self.size_multiple}, the VAE's scale"
+                    " times the transformer's patch."
+                )
+        references = []
+        for i, picture in enumerate(images):
+            if isinstance(picture, Reference):
+                size = (height or picture.height, width or picture.width)
+                if (picture.height, picture.width) != size:
+                    raise ValueError(
+                        f"`image` has a reference of {picture.width}x{picture.height} pixels, but the generation size is"
+                        f" {size[1]}x{size[0]}: prepare all references at that size."
+                    )
+                reference = picture
+            else:
+                pose = reference_motion if i == 0 else None
+                if pose is None and (need_pose or self._reads_reference_pose):
+                    person = reference_person if i == 0 else None
+                    pose = self.find_pose(load_picture(picture), person, required=need_pose and i == 0)
+                reference = self.motion_processor.reference(picture, pose, height, width)
+            height, width = reference.height, reference.width
+            references.append(reference)
+        if need_pose and references[0].motion is None:
+            raise ValueError(
+                "`image` is a reference without a known pose, but retargeting and a face driven alone need one: pass a"
+                " picture, with `reference_motion` when the capture finds nobody in it."
+            )
+        return references
+
+    def find_pose(self, picture: PIL.Image.Image, person=None, required: bool = True) -> MotionSequence | None:
+        """
+        The pose of the person in a picture.
+
+        Args:
+            picture (`PIL.Image.Image`): The picture.
+            person (*optional*): An index by size, a click or a box; the largest when `None`.
+            required (`bool`): Whether it is an error when there is no person, or no capture; otherwise it is a warning.
+
+        Returns:
+            `MotionSequence` of one frame in the picture's pixels, or `None`.
+        """
+        try:
+            return self.find_capture().capture(picture, person=person, progress=False)
+        except NoPersonError as error:
+            if required:
+                raise ValueError(
+                    "No person was found in `image`: pass another picture, the pose in it as `reference_motion`, or, to"
+                    " draw a driver's motion where it is, `retarget=False`."
+                ) from error
+            logger.warning("No person was found in `image`: the reference goes without its pose, which costs quality.")
+        except (ImportError, OSError) as error:
+            if required:
+                raise
+            logger.warning(f"The reference goes without its pose, which costs quality: {error}")
+        return None
+
+    def find_capture(self):
+        """The pipeline's `capture`; a [`MediaPipeCapture`] where the repository brings none."""
+        if self.capture is not None:
+            return self.capture
+        if self._default_capture is None:
+            self._default_capture = MediaPipeCapture.from_pretrained()
+        return self._default_capture
