@@ -396,7 +396,9 @@ class TestBrokenSources:
         source = shutil.copytree(converted, tmp_path / "source")
         index = json.loads((source / "model_index.json").read_text())
         (source / "model_index.json").write_text(json.dumps(index | {"_class_name": "DreamActorPipeline"}))
-        with pytest.raises(ValueError, match="a repository of DreamActorPipeline, but DreamActorWanAnimatePipeline is accepted"):
+        with pytest.raises(
+            ValueError, match="a repository of DreamActorPipeline, but DreamActorWanAnimatePipeline is accepted"
+        ):
             convert_back(str(source), tmp_path / "output")
         assert not (tmp_path / "output").exists()
 

@@ -146,7 +146,7 @@ def test_a_model_with_text_and_image_states_trains(run_script, text_model, tmp_p
             loss = objective(batch, seed_step(0, 0))["loss"]
             for name, buffer in changes.items():
                 changed = DreamActorObjective.from_pipeline(pipe, ObjectiveConfig(**chances))
-                given = batch if buffer else batch | {"image_states": batch["image_states"] + 1}
+                given = batch if buffer else batch | {"image_states": batch["image_states"].flip(-1)}
                 if buffer:
                     setattr(changed, buffer, getattr(changed, buffer) + 1)
                 if changed(given, seed_step(0, 0))["loss"] != loss:
