@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import inspect
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -573,4 +574,6 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
                 yield progress_bar
         finally:
             self._current_timestep = None
-            self.maybe_free_model_hooks()
+            # a stream that is still open when Python exits needs no tidying, which would import what is gone
+            if not sys.is_finalizing():
+                self.maybe_free_model_hooks()

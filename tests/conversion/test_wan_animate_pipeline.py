@@ -1,6 +1,8 @@
 """`WanAnimatePipeline` and the `DreamActorPipeline` converted from its repository give the same frames."""
 
+import dataclasses
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -8,9 +10,20 @@ import torch
 from diffusers import DiffusionPipeline
 from PIL import Image
 
-from diffusers_dreamactor import DreamActorPipeline, DreamActorWanAnimatePipeline, MotionGuidance
+from diffusers_dreamactor import (
+    AnimationInputs,
+    DreamActorPipeline,
+    DreamActorWanAnimatePipeline,
+    MotionGuidance,
+    MotionSequence,
+)
+from diffusers_dreamactor.cli import main
+from diffusers_dreamactor.media import VideoReader, save_video
+
+from ..motion.stick_figure import StickFigure
 
 
+USUAL_PROMPT = "视频中的人在做动作"
 HEIGHT, WIDTH = 32, 48
 SEGMENT_FRAMES = 9
 FACE_SIZE = 16
@@ -127,7 +140,7 @@ class TestSameFrames:
         assert_same_frames(*compare(24, 3.0, "replace", steps=2))
 
     def test_stored_prompt_stands_for_the_usual_one(self, compare):
-        usual = {"prompt": "视频中的人在做动作"}
+        usual = {"prompt": USUAL_PROMPT}
         expected, actual = compare(9, 3.0, source_prompts=usual, our_prompts={})
         assert_same_frames(expected, actual)
         other, _ = compare(9, 3.0, source_prompts={"prompt": "a person"})
@@ -142,7 +155,7 @@ class TestSameFrames:
         assert_same_frames(*compare(9, 3.0, pipeline=pipeline, source_prompts=prompts, our_prompts=prompts))
 
     def test_several_videos(self, compare):
-        usual = {"prompt": "视频中的人在做动作"}
+        usual = {"prompt": USUAL_PROMPT}
         expected, actual = compare(14, 1.0, source_prompts=usual, our_prompts={}, num_videos_per_prompt=2)
         assert len(expected) == 2 and (expected[0] - expected[1]).abs().max() > 1e-3
         assert_same_frames(expected, actual)
@@ -156,6 +169,86 @@ class TestSameFrames:
         """The source shows it whole, with black bars; its image encoder sees it without."""
         picture = pictures(1, *size, seed=6)[0]
         assert_same_frames(*compare(5, 1.0, image=picture))
+
+
+class TestEveryWayToCall:
+    """A path, prepared inputs and the shell give the source's frames of the same guidance: its image encoder sees the
+    whole picture, whatever the video shows of it."""
+
+    @pytest.fixture(scope="class")
+    def drawn(self, wan_animate, dreamactor, tmp_path_factory):
+        """Paths of a wide picture, the pose in it and a motion; the inputs; and the source's frames for their guidance."""
+        folder = tmp_path_factory.mktemp("wide")
+        picture = pictures(1, 64, 160, seed=6)[0]
+        picture.save(folder / "wide.png")
+        figure = StickFigure()
+        pose = figure.film("stand", num_frames=1, framing="half_body", width=160, height=64, cut=False)
+        motion = figure.film("wave", num_frames=14, framing="half_body", width=96, height=96, cut=False)
+        crops = np.random.default_rng(0).integers(0, 256, (14, 24, 24, 3), dtype=np.uint8)
+        motion = dataclasses.replace(motion, face=dataclasses.replace(motion.face, crops=crops))
+        pose.save(folder / "pose.safetensors")
+        motion.save(folder / "motion.safetensors")
+        motion = MotionSequence.load(folder / "motion.safetensors")
+        inputs = dreamactor.prepare(
+            folder / "wide.png", motion=motion, reference_motion=pose, height=HEIGHT, width=WIDTH
+        )
+        guidance = inputs.draw()
+        skeleton, face = (
+            [Image.fromarray(frame.transpose(1, 2, 0)) for frame in maps]
+            for maps in (guidance.skeleton, guidance.face)
+        )
+        expected = wan_animate(
+            image=picture,
+            pose_video=skeleton,
+            face_video=face,
+            prompt=USUAL_PROMPT,
+            height=HEIGHT,
+            width=WIDTH,
+            segment_frame_length=SEGMENT_FRAMES,
+            num_inference_steps=2,
+            output_type="pt",
+            generator=torch.Generator().manual_seed(0),
+        ).frames
+        return folder, inputs, expected
+
+    @pytest.fixture
+    def sampling(self):
+        return {
+            "num_inference_steps": 2,
+            "segment_frames": SEGMENT_FRAMES,
+            "output_type": "pt",
+            "generator": torch.Generator().manual_seed(0),
+        }
+
+    def test_prepared_inputs(self, dreamactor, drawn, sampling):
+        assert_same_frames(drawn[2], dreamactor(drawn[1], **sampling).frames)
+
+    def test_saved_inputs(self, dreamactor, drawn, sampling, tmp_path):
+        drawn[1].save(tmp_path / "take.safetensors")
+        assert_same_frames(
+            drawn[2], dreamactor(AnimationInputs.load(tmp_path / "take.safetensors"), **sampling).frames
+        )
+
+    def test_a_path(self, dreamactor, drawn, sampling):
+        folder, _, expected = drawn
+        pose = MotionSequence.load(folder / "pose.safetensors")
+        arguments = {"motion": MotionSequence.load(folder / "motion.safetensors"), "reference_motion": pose}
+        result = dreamactor(str(folder / "wide.png"), **arguments, height=HEIGHT, width=WIDTH, **sampling)
+        assert_same_frames(expected, result.frames)
+
+    def test_the_shell(self, converted, drawn, tmp_path):
+        folder, inputs, expected = drawn
+        repository = shutil.copytree(converted, tmp_path / "model")
+        index = json.loads((repository / "model_index.json").read_text())
+        (repository / "model_index.json").write_text(json.dumps(index | {"segment_frames": SEGMENT_FRAMES}))
+        command = ["animate", folder / "wide.png", "--driving", folder / "motion.safetensors"]
+        command += ["--reference-motion", folder / "pose.safetensors", "--size", f"{WIDTH}x{HEIGHT}", "--steps", 2]
+        command += ["--model", repository, "--device", "cpu", "--output", tmp_path / "out.mp4"]
+        assert main([str(word) for word in command]) == 0
+        save_video(expected[0].clamp(0, 1), tmp_path / "expected.mp4", inputs.fps)
+        made, wanted = (np.stack(list(VideoReader(tmp_path / f"{name}.mp4"))) for name in ("out", "expected"))
+        assert made.shape == wanted.shape
+        assert np.abs(made.astype(int) - wanted).mean() < 0.5
 
 
 class TestRepository:
