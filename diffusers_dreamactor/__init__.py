@@ -5,84 +5,23 @@ Importing this package makes its classes known to Diffusers, so that `DiffusionP
 `AutoModel.from_pretrained` and single-file loading find them.
 """
 
-import diffusers
-from diffusers import ModelMixin, SchedulerMixin
-from diffusers.pipelines import pipeline_loading_utils
-
-from diffusers_dreamactor.loaders.single_file import register_single_file
-from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder
-from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
-from diffusers_dreamactor.models.condition_cache import ConditionCache
-from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
-from diffusers_dreamactor.models.pose_encoder import PoseEncoder
-from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
-from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
-from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
-from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
-from diffusers_dreamactor.motion.retarget import retarget
-from diffusers_dreamactor.motion.sequence import MotionSequence
-from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
-from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
-from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import DreamActorWanAnimatePipeline
-from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
-from diffusers_dreamactor.processors.body_skeleton import BodySkeletonProcessor
-from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
-from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
-from diffusers_dreamactor.processors.head_sphere import HeadSphereProcessor
-from diffusers_dreamactor.processors.reference import Reference, ReferenceProcessor
+import sys
+from pathlib import Path
 
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "AnimationInputs",
-    "AudioMotionEncoder",
-    "BodySkeletonProcessor",
-    "ConditionCache",
-    "DreamActorPipeline",
-    "DreamActorPipelineOutput",
-    "DreamActorTransformer3DModel",
-    "DreamActorVAE",
-    "DreamActorWanAnimatePipeline",
-    "FaceMotionEncoder",
-    "FaceMotionProcessor",
-    "HeadSphereProcessor",
-    "MediaPipeCapture",
-    "ModelMixin",
-    "MotionGuidance",
-    "MotionGuidanceProcessor",
-    "MotionSequence",
-    "PoseEncoder",
-    "PromptEmbedding",
-    "Reference",
-    "ReferenceProcessor",
-    "SapiensCapture",
-    "SchedulerMixin",
-    "retarget",
-]
-
-_METHODS = ["save_pretrained", "from_pretrained"]
-_MODELS = [
-    AudioMotionEncoder,
-    DreamActorTransformer3DModel,
-    DreamActorVAE,
-    FaceMotionEncoder,
-    PoseEncoder,
-    PromptEmbedding,
-]
-_CONFIG_COMPONENTS = [MotionGuidanceProcessor, MediaPipeCapture, SapiensCapture]
+# The command reads its arguments before it loads anything: `dreamactor --help` would else take as long as PyTorch and
+# Diffusers take to import. It registers by itself when there is something to run.
+if Path(sys.argv[0]).with_suffix("") != Path(sys.executable).parent / "dreamactor":
+    from diffusers_dreamactor.registration import *  # noqa: F403
+    from diffusers_dreamactor.registration import __all__  # noqa: F401
 
 
-def _register() -> None:
-    """Diffusers has no entry points: it looks classes up in these tables and on its own module. It finds models by
-    their base classes, which this package therefore exposes, and components that are only a config by their name."""
-    names = ["ModelMixin", "SchedulerMixin", *(component.__name__ for component in _CONFIG_COMPONENTS)]
-    pipeline_loading_utils.LOADABLE_CLASSES["diffusers_dreamactor"] = dict.fromkeys(names, _METHODS)
-    for component in _CONFIG_COMPONENTS:
-        pipeline_loading_utils.ALL_IMPORTABLE_CLASSES[component.__name__] = _METHODS
-    for cls in [DreamActorPipeline, DreamActorWanAnimatePipeline, *_MODELS]:
-        setattr(diffusers, cls.__name__, cls)
-    register_single_file()
+def __getattr__(name: str):
+    """The public names, for the command and the Diffusers that it runs, once they are asked for."""
+    from diffusers_dreamactor import registration
 
-
-_register()
+    if name not in registration.__all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(registration, name)

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from diffusers_dreamactor import __version__
+
 
 ANIMATE_EXAMPLES = """examples:
   dreamactor animate person.png --driving dance.mp4 --output out.mp4
@@ -39,6 +41,7 @@ EXTRAS = {
     "gguf": ("gguf", "GGUF single files"),
 }
 CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
+PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 # What errors of the library call its arguments, and the options that give them.
 OPTIONS = {
     "image": "the picture",
@@ -106,8 +109,7 @@ def parse_scales(text: str) -> dict[str, float]:
 def build_parser() -> argparse.ArgumentParser:
     """The parser of the `dreamactor` command."""
     parser = argparse.ArgumentParser(prog="dreamactor", description="Animate a picture of a person.")
-    version = importlib.metadata.version("diffusers-dreamactor")
-    parser.add_argument("--version", action="version", version=f"dreamactor {version}")
+    parser.add_argument("--version", action="version", version=f"dreamactor {__version__}")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 
@@ -242,13 +244,15 @@ def check_device(device: str | None) -> str:
 def load_pipeline(model: str | None, device: str | None):
     """The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights."""
     import torch
+    from diffusers.utils.logging import disable_progress_bar
 
-    from diffusers_dreamactor import DreamActorPipeline
     from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
+    from diffusers_dreamactor.registration import DreamActorPipeline
 
     device = check_device(device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = model or bundled_model()
+    disable_progress_bar()
     if model is not None:
         pipe = DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
     else:
@@ -333,8 +337,24 @@ def run_animate(args: argparse.Namespace) -> None:
             load_audio(path)
     if args.audio is not None:
         driver["audio"] = args.audio
+    if args.model is None and not is_avatar(args.reference[0]):
+        print(
+            "dreamactor: the bundled model knows only its own avatars, not real people: for those, name their weights by "
+            f"--model {PUBLIC_WEIGHTS}",
+            file=sys.stderr,
+        )
     image = args.reference if len(args.reference) > 1 else args.reference[0]
     generate(load_pipeline(args.model, args.device), image, args, **driver)
+
+
+def is_avatar(path: str) -> bool:
+    """Whether a picture is one of the bundled avatars, whatever its name and file format."""
+    from diffusers_dreamactor.checkpoints import bundled_avatars
+    from diffusers_dreamactor.processors.reference import load_picture
+
+    picture = load_picture(path)
+    avatars = (load_picture(avatar) for avatar in bundled_avatars().values())
+    return any(avatar.size == picture.size and avatar.tobytes() == picture.tobytes() for avatar in avatars)
 
 
 def run_demo(args: argparse.Namespace) -> None:
@@ -434,10 +454,15 @@ def _terminate(signal_number: int, frame) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; bad input ends in one line on stderr and exit code 1, an interrupt in one line and 130."""
     args = build_parser().parse_args(arguments)
+    # what the libraries say while they are imported (that torchvision is not there) is of no use here
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     run = {"animate": run_animate, "capture": run_capture, "demo": run_demo, "doctor": run_doctor}[args.command]
     former = signal.signal(signal.SIGTERM, _terminate)
     try:
         run(args)
+    except BrokenPipeError:
+        # who reads what is printed has heard enough
+        sys.stdout = open(os.devnull, "w")
     except (ValueError, OSError, ImportError) as error:
         print(f"dreamactor: error: {name_options(str(error))}", file=sys.stderr)
         return 1

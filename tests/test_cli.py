@@ -1,10 +1,18 @@
+import contextlib
+import inspect
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
 import av
 import pytest
+import torch
 from PIL import Image
 
-from diffusers_dreamactor import MotionSequence
+from diffusers_dreamactor import DreamActorPipeline, MotionSequence
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
-from diffusers_dreamactor.cli import main, parse_parts, parse_person, parse_size
+from diffusers_dreamactor.cli import OPTIONS, main, name_options, parse_parts, parse_person, parse_scales, parse_size
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
@@ -171,11 +179,111 @@ def test_errors_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def run_command(*words, **options) -> subprocess.Popen:
+    """The installed command, in a process of its own."""
+    command = [str(Path(sys.executable).parent / "dreamactor"), *(str(word) for word in words)]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen(command, **pipes, **options)
+
+
+def test_help_and_version_load_nothing():
+    code = (
+        "import sys; from pathlib import Path; sys.argv = [str(Path(sys.executable).parent / 'dreamactor'), '--version'];"
+        "from diffusers_dreamactor.cli import build_parser; build_parser();"
+        "print(sorted({'torch', 'numpy', 'diffusers', 'av'} & set(sys.modules)))"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"
+    with pytest.raises(SystemExit) as stopped:
+        main(["--version"])
+    assert stopped.value.code == 0
+
+
+@pytest.mark.parametrize(
+    "stop, code, said", [(signal.SIGTERM, 143, "terminated"), (signal.SIGINT, 130, "interrupted")]
+)
+def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, stop, code, said):
+    output = tmp_path / "out.mp4"
+    process = run_command("demo", "--output", output, "--frames", 2000, "--extend", "loop", "--device", "cpu")
+    while not list(tmp_path.iterdir()):
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            pytest.fail(f"ended by itself with {process.wait(timeout=0.1)}")
+    process.send_signal(stop)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert [line for line in errors.splitlines() if "outside the picture" not in line] == [f"dreamactor: {said}"]
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_command_prints_what_it_wrote_and_nothing_else(tmp_path):
+    output = tmp_path / "out.mp4"
+    words, errors = run_command("demo", "--output", output, *QUICK).communicate(timeout=120)
+    assert words == f"dreamactor: wrote {output} (5 frames at 29.97 frames/s)\n"
+    assert errors == ""
+
+
+def test_an_input_is_not_overwritten(tmp_path, media, capsys):
+    video = tmp_path / "driver.mp4"
+    save_video(list(VideoReader(media / "carphone.mp4", num_frames=3)), video, 12)
+    before = video.read_bytes()
+    command = ["animate", str(media / "reference_scholar.jpeg"), "--driving", str(video), "--output", str(video)]
+    assert main([*command, *QUICK]) == 1
+    assert "which is one of the inputs" in capsys.readouterr().err and video.read_bytes() == before
+
+
+def test_the_bundled_model_says_whom_it_does_not_know(tmp_path, capsys, media, avatar):
+    (tmp_path / "mine.png").write_bytes(avatar.read_bytes())
+    motion = str(bundled_motions()["talk"])
+    pose = ["--reference-motion", str(avatar.with_suffix(".safetensors"))]
+    for picture, extra, noticed in (
+        (media / "reference_scholar.jpeg", [], True),
+        (tmp_path / "mine.png", pose, False),
+    ):
+        command = ["animate", str(picture), "--driving", motion, "--output", str(tmp_path / "out.mp4"), *extra]
+        assert main([*command, *QUICK]) == 0
+        notice = [line for line in capsys.readouterr().err.splitlines() if "knows only its own avatars" in line]
+        assert len(notice) == noticed
+        assert not notice or "--model Wan-AI/Wan2.2-Animate-14B-Diffusers" in notice[0]
+
+
+def test_a_motion_is_heard_with_the_sound_that_is_named(tmp_path, media):
+    output = tmp_path / "out.mp4"
+    assert main(["demo", "--output", str(output), "--sound", str(media / "talk.wav"), *QUICK]) == 0
+    assert probe(output)[2] == 1
+
+
+def test_a_device_that_is_not_there(tmp_path, capsys):
+    for device in ("gpu", "cuda"):
+        if device == "cuda" and torch.cuda.is_available():
+            continue
+        assert main(["demo", "--output", str(tmp_path / "out.mp4"), "--device", device]) == 1
+        assert f"`--device` is {device}, but this machine's best device is" in capsys.readouterr().err
+
+
+def test_errors_name_options():
+    assert name_options("`num_frames` is 3") == "`--frames` is 3"
+    assert name_options('or `extend="hold"`, `"loop"`') == 'or `--extend hold`, `"loop"`'
+    assert name_options("`retarget=False` draws") == "`--no-retarget` draws"
+    assert name_options("was found in `image`.") == "was found in the picture."
+    assert name_options("`capture` stays") == "`capture` stays"
+    # every name is an argument of the library
+    known = set(inspect.signature(DreamActorPipeline.__call__).parameters)
+    assert set(OPTIONS) <= known
+
+
 def test_argument_forms():
     assert parse_size("832x480") == (480, 832)
     assert parse_parts("head, body") == ("head", "body")
     assert parse_person("1") == 1
     assert parse_person("640,300") == (640.0, 300.0)
-    for parse, text in ((parse_size, "480p"), (parse_person, "left"), (parse_person, "1,2,3")):
+    assert parse_scales("arm=1.2, leg=0.9") == {"arm": 1.2, "leg": 0.9}
+    wrong = (
+        (parse_size, "480p"),
+        (parse_person, "left"),
+        (parse_person, "1,2,3"),
+        (parse_person, "1.5"),
+        (parse_scales, "arm"),
+    )
+    for parse, text in wrong:
         with pytest.raises(Exception, match="is not"):
             parse(text)
