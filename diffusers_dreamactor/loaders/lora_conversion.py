@@ -70,22 +70,25 @@ _KINDS = (
     (re.compile(r"(.+)\.(?:lora_B|lora_up)(?:\.[^.]+)?\.weight"), "up"),
     (re.compile(r"(.+)\.lora_B(?:\.[^.]+)?\.bias"), "bias"),
     (re.compile(r"(.+)\.diff_b"), "bias"),
-    (re.compile(r"(.+)\.(?:diff|modulation\.diff)"), "diff"),
+    (re.compile(r"(.+)\.(?:lora_magnitude_vector(?:\.[^.]+)?(?:\.weight)?|dora_scale)"), "magnitude"),
+    (re.compile(r"(.+)\.(?:diff|modulation\.diff|diff_m)"), "diff"),
     (re.compile(r"(.+)\.alpha"), "alpha"),
 )
 
 
-def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor], strict: bool = True) -> dict[str, torch.Tensor]:
     """
     Convert a LoRA for Wan, Wan-Animate or DreamActor to PEFT's keys on our module names.
 
     Understands Diffusers/PEFT, original Wan, ComfyUI (A/B, or down/up with alpha) and Kohya naming, with the usual
     prefixes. `alpha / rank` is folded into `lora_A`. Biases (`diff_b`) become `lora_B.bias`; whole-weight differences
-    (`diff`), a LoRA of full rank. Differences of norms, which no adapter can hold, are left out: silently
-    when they are zero, with a warning that names them when not. A joint key and value projection is split.
+    (`diff`), a LoRA of full rank; DoRA's magnitudes (`dora_scale`), `lora_magnitude_vector`. Differences of norms and
+    modulations (`diff_m`), which no adapter can hold, are left out: silently when they are zero, with a warning that
+    names them when not. A joint key and value projection is split.
 
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): The file's tensors.
+        strict (`bool`, defaults to `True`): Whether keys that no naming explains are an error, or a warning that lists them.
 
     Returns:
         `dict[str, torch.Tensor]`: `blocks.0.attn1.to_q.lora_A.weight` and so on, without a component's prefix. Keys of
@@ -93,7 +96,7 @@ def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[s
         of the model they are.
 
     Raises:
-        ValueError: For keys that no naming explains, all listed.
+        ValueError: For keys that no naming explains, all listed, when `strict`.
     """
     modules, keys, unknown = _group(state_dict)
     left_out = []
@@ -104,7 +107,13 @@ def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[s
         if no_adapter and parts.keys() <= {"diff", "bias"}:
             left_out += [key for key in keys[name] if state_dict[key].any()]
             continue
-        if no_adapter or ("down" in parts) != ("up" in parts) or ("alpha" in parts and "up" not in parts):
+        incomplete = ("down" in parts) != ("up" in parts) or (
+            "up" not in parts and {"alpha", "magnitude"} & set(parts)
+        )
+        # a magnitude for each input instead of each output has no place in PEFT's DoRA
+        if "magnitude" in parts and "up" in parts:
+            incomplete |= parts["magnitude"].numel() != parts["up"].shape[0]
+        if no_adapter or incomplete:
             unknown += keys[name]
             continue
         if "alpha" in parts:
@@ -116,13 +125,15 @@ def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[s
         if name.endswith(".to_kv"):
             targets = [name.removesuffix("kv") + projection for projection in "kv"]
         for index, target in enumerate(targets):
+            if "magnitude" in parts:
+                magnitude = parts["magnitude"].flatten().chunk(len(targets))[index]
+                converted[f"{target}.lora_magnitude_vector"] = magnitude.contiguous()
             for part, suffix in (("down", "lora_A.weight"), ("up", "lora_B.weight"), ("bias", "lora_B.bias")):
                 if part in parts:
                     # Keys and values share the input, and each has its half of the output.
                     tensor = parts[part] if part == "down" else parts[part].chunk(len(targets))[index]
                     converted[f"{target}.{suffix}"] = tensor.contiguous()
-    if unknown:
-        raise ValueError(_unmatched_message(unknown))
+    _report_unmatched(unknown, strict)
     if left_out:
         logger.warning(
             f"{len(left_out)} differences of norms or modulations in this LoRA are left out, because an adapter cannot"
@@ -131,7 +142,9 @@ def convert_lora_to_dreamactor(state_dict: Mapping[str, torch.Tensor]) -> dict[s
     return converted
 
 
-def fit_lora_to_transformer(state_dict: Mapping[str, torch.Tensor], transformer: nn.Module) -> dict[str, torch.Tensor]:
+def fit_lora_to_transformer(
+    state_dict: Mapping[str, torch.Tensor], transformer: nn.Module, strict: bool = True
+) -> dict[str, torch.Tensor]:
     """
     Check a converted LoRA against the model that is to take it, and fill in what depends on the model.
 
@@ -141,14 +154,17 @@ def fit_lora_to_transformer(state_dict: Mapping[str, torch.Tensor], transformer:
     Args:
         state_dict (`Mapping[str, torch.Tensor]`): Of `convert_lora_to_dreamactor`.
         transformer (`DreamActorTransformer3DModel`): With or without adapters already loaded.
+        strict (`bool`, defaults to `True`):
+            Whether keys that match no module of the model are an error, or a warning that lists them.
 
     Raises:
-        ValueError: For keys that match no module of the model, and for tensors whose shapes do not fit, all listed.
+        ValueError: For keys that match no module of the model, when `strict` or when none matches; for tensors whose shapes
+            do not fit, and for modules without a magnitude where others have one, all listed.
     """
     interval = transformer.config.face_attention_interval
     # A module that already carries an adapter is wrapped, under its own name.
     modules = {name: getattr(module, "base_layer", module) for name, module in transformer.named_modules()}
-    tensors, unknown, misfits = {}, [], []
+    tensors, unknown, misfits, magnitudes = {}, [], [], {}
     for key, tensor in state_dict.items():
         name, part, kind = key.rpartition(".lora_")
         match = re.fullmatch(r"face_adapter\.(\d+)\.(.+)", name)
@@ -158,15 +174,23 @@ def fit_lora_to_transformer(state_dict: Mapping[str, torch.Tensor], transformer:
         if not part or not isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             unknown.append(key)
             continue
+        if kind == "magnitude_vector":
+            magnitudes[name] = tensor
         side = 1 if kind.startswith("A") else 0
         width = _widths(module)[side]
         if tensor.shape[side] != width:
             misfits.append(f"{key} has shape {tuple(tensor.shape)}, the model {width} channels")
         tensors[f"{name}.lora_{kind}"] = tensor
-    if unknown:
-        raise ValueError(_unmatched_message(unknown))
+    _report_unmatched(unknown, strict or not tensors)
     if misfits:
         raise ValueError(f"The LoRA does not fit this transformer: {'; '.join(misfits)}.")
+    adapted = {key.rpartition(".lora_")[0] for key in tensors}
+    if magnitudes and len(magnitudes) < len(adapted):
+        lacking = sorted(adapted - set(magnitudes))
+        raise ValueError(
+            f"{len(magnitudes)} modules of this LoRA have DoRA's magnitude and {len(lacking)} do not, which PEFT cannot mix:"
+            f" {', '.join(lacking)}."
+        )
 
     if any(key.endswith(".bias") for key in tensors):
         for name in dict.fromkeys(key.rpartition(".lora_")[0] for key in tensors):
@@ -247,7 +271,7 @@ def _group(
         )
         name = None
         if match is not None:
-            is_modulation = key.endswith("modulation.diff")
+            is_modulation = key.endswith(("modulation.diff", ".diff_m"))
             name = _to_dreamactor(f"{match[1]}.scale_shift_table" if is_modulation else match[1])
         if name is None or kind in modules.get(name, {}):
             unknown.append(key)
@@ -360,5 +384,11 @@ def _widths(module: nn.Module) -> tuple[int, int]:
     return module.out_channels, module.in_channels
 
 
-def _unmatched_message(keys: list[str]) -> str:
-    return f"{len(keys)} keys of the LoRA match nothing in the transformer: {', '.join(keys)}."
+def _report_unmatched(keys: list[str], strict: bool) -> None:
+    """An error, or a warning, that counts and lists the keys that have no place."""
+    if not keys:
+        return
+    message = f"{len(keys)} keys of the LoRA match nothing in the transformer: {', '.join(keys)}."
+    if strict:
+        raise ValueError(message)
+    logger.warning(f"{message} The rest of it is loaded.")

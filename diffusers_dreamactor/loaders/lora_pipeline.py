@@ -22,12 +22,50 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
     LoRA for [`DreamActorTransformer3DModel`]: loading, saving, weighting, fusing, hot-swapping, as in every Diffusers
     pipeline.
 
-    `load_lora_weights` takes LoRAs for DreamActor, Wan and Wan-Animate in Diffusers/PEFT, original Wan, ComfyUI and Kohya
-    naming, step-distillation LoRAs included. Nothing is dropped in silence: keys that match no module of the
-    transformer, and tensors that do not fit, end in one error that lists them.
+    `load_lora_weights` takes LoRAs (and DoRAs) for DreamActor, Wan and Wan-Animate in Diffusers/PEFT, original Wan, ComfyUI
+    and Kohya naming, step-distillation LoRAs included. Nothing is dropped in silence: keys that match no module of the
+    transformer are a warning that lists them, or with `strict=True` an error; tensors that do not fit are an error.
     """
 
     _lora_loadable_modules = ["transformer"]
+
+    def load_lora_weights(
+        self,
+        pretrained_model_name_or_path_or_dict: str | Path | dict[str, torch.Tensor],
+        adapter_name: str | None = None,
+        hotswap: bool = False,
+        strict: bool = False,
+        **kwargs,
+    ) -> None:
+        """
+        Loads a LoRA into the transformer.
+
+        Args:
+            pretrained_model_name_or_path_or_dict (`str`, `Path` or `dict[str, torch.Tensor]`):
+                A file, a folder, a Hub repository or the tensors themselves.
+            adapter_name (`str`, *optional*): For `set_adapters`; `default_N` when `None`.
+            hotswap (`bool`, defaults to `False`): Whether it takes the place of the adapter of that name.
+            strict (`bool`, defaults to `False`): Whether keys that match no module are an error.
+            kwargs: Those of `lora_state_dict`, and `low_cpu_mem_usage`.
+
+        Raises:
+            `ValueError`: For tensors that do not fit, all listed; for keys that match nothing, when `strict` or when there
+                are no others.
+        """
+        memory = {k: kwargs.pop(k) for k in ("low_cpu_mem_usage",) if k in kwargs}
+        state_dict, metadata = self.lora_state_dict(
+            pretrained_model_name_or_path_or_dict, strict=strict, **{**kwargs, "return_lora_metadata": True}
+        )
+        self.load_lora_into_transformer(
+            state_dict,
+            self.transformer,
+            strict=strict,
+            adapter_name=adapter_name,
+            metadata=metadata,
+            _pipeline=self,
+            hotswap=hotswap,
+            **memory,
+        )
 
     @classmethod
     def lora_state_dict(
@@ -44,10 +82,10 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
                 As in [`~loaders.StableDiffusionLoraLoaderMixin.lora_state_dict`].
             return_lora_metadata (`bool`, defaults to `False`):
                 Whether to also return the adapter's configuration from the file's header.
-
-        Raises:
-            `ValueError`: For keys that no naming explains, all listed.
+            strict (`bool`, defaults to `False`):
+                Whether keys that no naming explains are an error, or a warning that lists them.
         """
+        strict = kwargs.pop("strict", False)
         return_lora_metadata = kwargs.pop("return_lora_metadata", False)
         use_safetensors = kwargs.pop("use_safetensors", None)
         names = ("weight_name", "local_files_only", "cache_dir", "force_download", "proxies", "token", "revision")
@@ -61,28 +99,19 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
         )
         if metadata is None and any(key.startswith(_PEFT_PREFIX) for key in state_dict):
             state_dict = state_dict | _peft_alphas(pretrained_model_name_or_path_or_dict, state_dict, arguments)
-        state_dict = convert_lora_to_dreamactor(state_dict)
+        state_dict = convert_lora_to_dreamactor(state_dict, strict)
         state_dict = {f"{cls.transformer_name}.{key}": value for key, value in state_dict.items()}
         return (state_dict, metadata) if return_lora_metadata else state_dict
 
     @classmethod
-    def _maybe_expand_t2v_lora_for_i2v(cls, transformer, state_dict):
-        # Wan's mixin adds empty adapters for the image projections; PEFT does not ask for them.
-        return state_dict
-
-    @classmethod
-    def load_lora_into_transformer(cls, state_dict, transformer, **kwargs) -> None:
+    def load_lora_into_transformer(cls, state_dict, transformer, strict: bool = False, **kwargs) -> None:
         """
-        Put a LoRA of `lora_state_dict` into the transformer.
-
-        Raises:
-            `ValueError`: For keys that match no module, and tensors whose shapes do not fit, all listed.
+        Put a LoRA of `lora_state_dict` into the transformer; `strict` and errors as in `load_lora_weights`.
         """
         prefix = f"{cls.transformer_name}."
         state_dict = {key.removeprefix(prefix): value for key, value in state_dict.items()}
-        state_dict = {
-            f"{prefix}{key}": value for key, value in fit_lora_to_transformer(state_dict, transformer).items()
-        }
+        state_dict = fit_lora_to_transformer(state_dict, transformer, strict)
+        state_dict = {f"{prefix}{key}": value for key, value in state_dict.items()}
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
 
 

@@ -347,19 +347,111 @@ def test_keys_that_match_nothing_are_listed(pipe, transformer):
     }
     strays = {f"{key}.{part}.weight": tensor for key in stray for part, tensor in (("lora_A", down), ("lora_B", up))}
     with pytest.raises(ValueError, match="6 keys of the LoRA match nothing") as error:
-        pipe.load_lora_weights(state_dict | strays)
+        pipe.load_lora_weights(state_dict | strays, strict=True)
     for name in ("blocks.7.attn1.to_q.lora_A", "blocks.0.self_attn.qkv.lora_B", "text_encoder.layers.0.wq.lora_A"):
         assert name in str(error.value)
     assert "blocks.0.attn1.to_k" not in str(error.value)
 
     for key in ("blocks.0.self_attn.q.dora_scale", "lora_unet_blocks_0_self_attn_z.lora_down.weight", "nonsense"):
         with pytest.raises(ValueError, match=f"match nothing.*{key}"):
-            pipe.load_lora_weights(state_dict | {key: down})
+            pipe.load_lora_weights(state_dict | {key: down}, strict=True)
     del state_dict["diffusion_model.blocks.0.self_attn.q.lora_up.weight"]
     with pytest.raises(ValueError, match="2 keys.*self_attn.q.lora_down.weight, .*self_attn.q.alpha"):
-        pipe.load_lora_weights(state_dict)
+        pipe.load_lora_weights(state_dict, strict=True)
+    # of a LoRA for another model nothing is left to load
+    with pytest.raises(ValueError, match="6 keys of the LoRA match nothing|2 keys of the LoRA match nothing"):
+        pipe.load_lora_weights(strays)
     assert not getattr(pipe.transformer, "peft_config", {})
     torch.testing.assert_close(predict(pipe.transformer), predict(transformer), atol=0, rtol=0)
+
+
+@pytest.fixture
+def warnings(monkeypatch) -> list[str]:
+    """What the conversion warns of."""
+    messages = []
+    logger = convert_lora_to_dreamactor.__globals__["logger"]
+    monkeypatch.setattr(logger, "warning", lambda message, *arguments: messages.append(message))
+    return messages
+
+
+def test_what_matches_loads_and_the_rest_is_counted_and_listed(pipe, transformer, warnings):
+    deltas = make_deltas(transformer, WAN_NAMES.values())
+    state_dict = named(deltas, WAN_NAMES, prefix="diffusion_model.")
+    down, up, _, _ = deltas["blocks.0.attn1.to_q"]
+    strays = {
+        "diffusion_model.blocks.7.self_attn.q.lora_A.weight": down,
+        "diffusion_model.blocks.7.self_attn.q.lora_B.weight": up,
+        "nonsense": down,
+    }
+    pipe.load_lora_weights(state_dict | strays)
+    torch.testing.assert_close(predict(pipe.transformer), expected_output(transformer, deltas), atol=2e-5, rtol=0)
+    assert [message.split(" keys")[0] for message in warnings] == ["1", "2"]
+    assert "nonsense" in warnings[0] and "blocks.7.attn1.to_q.lora_A.weight" in warnings[1]
+
+
+def test_modulations_of_a_step_distillation_lora_are_named(pipe, transformer, warnings):
+    deltas = make_deltas(transformer, WAN_NAMES.values())
+    state_dict = named(deltas, WAN_NAMES, prefix="diffusion_model.")
+    modulations = {f"diffusion_model.blocks.{i}.diff_m": torch.full((1, 6, 24), float(i)) for i in range(2)}
+    pipe.load_lora_weights(state_dict | modulations)
+    torch.testing.assert_close(predict(pipe.transformer), expected_output(transformer, deltas), atol=2e-5, rtol=0)
+    # what is zero is no loss
+    assert len(warnings) == 1 and warnings[0].startswith("1 differences") and "blocks.1.diff_m" in warnings[0]
+
+
+def dora_output(transformer, deltas, magnitudes):
+    """DoRA (arXiv 2402.09353, eq. 5): each row of `W + B A` scaled to its magnitude."""
+    model = copy.deepcopy(transformer)
+    with torch.no_grad():
+        for name, (down, up, alpha, _) in deltas.items():
+            module = model.get_submodule(name)
+            weight = module.weight + alpha / RANK * up @ down
+            module.weight.copy_(magnitudes[name][:, None] * weight / weight.norm(dim=1, keepdim=True))
+    return predict(model)
+
+
+@pytest.mark.parametrize("naming", ["peft", "peft with .weight", "comfyui"])
+def test_dora(pipe, transformer, naming):
+    deltas = make_deltas(transformer, WAN_NAMES.values())
+    generator = torch.Generator().manual_seed(5)
+    magnitudes = {
+        ours: 0.5 + torch.rand(transformer.get_submodule(ours).weight.shape[0], generator=generator) for ours in deltas
+    }
+    names = WAN_NAMES if naming == "comfyui" else OURS
+    state_dict = named(deltas, names, prefix="diffusion_model." if naming == "comfyui" else "transformer.")
+    for theirs, ours in names.items():
+        if naming == "comfyui":
+            state_dict[f"diffusion_model.{theirs}.dora_scale"] = magnitudes[ours][:, None]
+        else:
+            suffix = ".weight" if naming == "peft with .weight" else ""
+            state_dict[f"transformer.{theirs}.lora_magnitude_vector{suffix}"] = magnitudes[ours]
+    pipe.load_lora_weights(state_dict)
+    expected = dora_output(transformer, deltas, magnitudes)
+    assert (expected - expected_output(transformer, deltas)).abs().max() > 1e-2
+    torch.testing.assert_close(predict(pipe.transformer), expected, atol=1e-4, rtol=1e-4)
+
+    del state_dict[next(key for key in state_dict if "magnitude" in key or "dora_scale" in key)]
+    with pytest.raises(ValueError, match="23 modules of this LoRA have DoRA's magnitude and 1 do not"):
+        LoraPipeline(copy.deepcopy(transformer)).load_lora_weights(state_dict)
+
+
+def test_a_trained_dora_is_saved_and_loaded(pipe, transformer, tmp_path):
+    pipe.transformer.add_adapter(LoraConfig(r=2, lora_alpha=4, use_dora=True, target_modules=["to_q", "to_k"]))
+    generator = torch.Generator().manual_seed(6)
+    with torch.no_grad():
+        for name, parameter in pipe.transformer.named_parameters():
+            if "lora_B" in name or "magnitude" in name:
+                parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    pipe.save_lora_weights(
+        tmp_path,
+        transformer_lora_layers=get_peft_model_state_dict(pipe.transformer),
+        transformer_lora_adapter_metadata=pipe.transformer.peft_config["default"].to_dict(),
+    )
+    expected = predict(pipe.transformer)
+    fresh = LoraPipeline(copy.deepcopy(transformer))
+    fresh.load_lora_weights(tmp_path)
+    torch.testing.assert_close(predict(fresh.transformer), expected, atol=1e-6, rtol=0)
+    assert (expected - predict(transformer)).abs().max() > 1e-3
 
 
 def test_a_lora_for_another_size_is_refused(pipe, transformer):
