@@ -48,12 +48,12 @@ class BlockConditionCache:
 class ConditionCache:
     """Conditions of one guidance branch, computed once and reused by every denoising step.
 
-    Pass the same object to every call of [`DreamActorTransformer3DModel`] for one guidance branch (one object per
-    branch), under `torch.no_grad()`. The first call fills it inside `forward`, so that offloading hooks and
+    Pass the same object to every call of [`DreamActorTransformer3DModel`] for one guidance branch, under `torch.no_grad()`. The first call fills it inside `forward`, so that offloading hooks and
     `torch.compile` see ordinary module calls; later calls read it. Outputs are the same with and without.
 
     The arguments of the call still say *whether* a condition applies (`None` is unconditional); the cache only says
-    what it was projected to. So change a condition only after [`~ConditionCache.start_segment`] (pose and face) or
+    what it was projected to: branches that differ only in what they leave out, such as the motion, share one object and
+    hold the reference once. So change a condition only after [`~ConditionCache.start_segment`] (pose and face) or
     [`~ConditionCache.clear`] (any).
 
     Attributes:
@@ -62,6 +62,7 @@ class ConditionCache:
         pose_tokens (`torch.Tensor` or `None`): Embedded pose tokens `(batch, tokens, dim)`. Scope: one segment.
         face_tokens (`torch.Tensor` or `None`): Face tokens `(batch, frames, tokens, dim)`. Scope: one segment.
         rotary_emb (`tuple[torch.Tensor, torch.Tensor]` or `None`): Rotary tables of the video. Scope: one segment.
+        num_tokens (`int` or `None`): Tokens of the video, on all ranks. Scope: one segment.
         blocks (`list[BlockConditionCache]`): One entry per transformer block.
         batch_size (`int` or `None`): Batch size of the calls that filled it.
 
@@ -91,6 +92,7 @@ class ConditionCache:
         self.pose_tokens: torch.Tensor | None = None
         self.face_tokens: torch.Tensor | None = None
         self.rotary_emb: tuple[torch.Tensor, torch.Tensor] | None = None
+        self.num_tokens: int | None = None
         for block in self.blocks:
             block.face = None
 

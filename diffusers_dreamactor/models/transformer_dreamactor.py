@@ -15,6 +15,7 @@ from diffusers.hooks._helpers import (
     _skip_proc_output_fn_Attention_WanAttnProcessor2_0,
 )
 from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from diffusers.models.cache_utils import CacheMixin
@@ -108,6 +109,11 @@ def _project_face_key_value(attn: "DreamActorFaceAttention", face_hidden_states:
 class DreamActorAttnProcessor:
     """Attention of [`WanAttention`] over keys and values that may have been projected before.
 
+    Args:
+        shards_keys (`bool`, *optional*):
+            Whether context parallelism shards keys and values like queries: those of video and reference tokens, but not
+            of text and images, which every rank has whole. When `None`, those of self-attention are.
+
     Call arguments beyond those of `WanAttnProcessor`:
         key_value (`tuple[torch.Tensor, torch.Tensor]`, *optional*):
             Self-attention: keys and values `(B, tokens, heads, head_dim)` attended to besides the layer's own
@@ -118,6 +124,9 @@ class DreamActorAttnProcessor:
 
     _attention_backend = None
     _parallel_config = None
+
+    def __init__(self, shards_keys: bool | None = None) -> None:
+        self.shards_keys = shards_keys
 
     def __call__(
         self,
@@ -148,12 +157,13 @@ class DreamActorAttnProcessor:
         image_key_value: KeyValue | None = None,
     ) -> torch.Tensor:
         """Attention and output projection; all inputs `(B, tokens, heads, head_dim)`, output `(B, tokens, dim)`."""
+        shards_keys = not attn.is_cross_attention if self.shards_keys is None else self.shards_keys
         hidden_states = dispatch_attention_fn(
             query,
             key,
             value,
             backend=self._attention_backend,
-            parallel_config=None if attn.is_cross_attention else self._parallel_config,
+            parallel_config=self._parallel_config if shards_keys else None,
         )
         hidden_states = hidden_states.flatten(2, 3)
         if image_key_value is not None:
@@ -172,15 +182,27 @@ class DreamActorFaceAttnProcessor:
     def __call__(
         self, attn: "DreamActorFaceAttention", hidden_states: torch.Tensor, key_value: KeyValue
     ) -> torch.Tensor:
-        batch_size = hidden_states.shape[0]
+        batch_size, num_tokens, _ = hidden_states.shape
         key, value = key_value
+        num_frames = key.shape[0] // batch_size
         query = attn.to_q(attn.pre_norm_q(hidden_states)).unflatten(2, (attn.heads, -1))
         query = attn.norm_q(query)
-        query = query.unflatten(1, (key.shape[0] // batch_size, -1)).flatten(0, 1)
+        before = after = 0
+        if self._parallel_config is not None:
+            # A rank's share of the tokens may begin and end within a frame: it is filled up to whole ones.
+            parallel = self._parallel_config.context_parallel_config
+            start = parallel._rank * num_tokens
+            tokens_per_frame = num_tokens * parallel._world_size // num_frames
+            first, last = start // tokens_per_frame, -(-(start + num_tokens) // tokens_per_frame)
+            before, after = start - first * tokens_per_frame, last * tokens_per_frame - start - num_tokens
+            query = nn.functional.pad(query, (0, 0, 0, 0, before, after))
+            key, value = (x.unflatten(0, (batch_size, -1))[:, first:last].flatten(0, 1) for x in (key, value))
+            num_frames = last - first
+        query = query.unflatten(1, (num_frames, -1)).flatten(0, 1)
         hidden_states = dispatch_attention_fn(query, key, value, backend=self._attention_backend)
         hidden_states = hidden_states.flatten(2, 3).type_as(query)
         hidden_states = hidden_states.unflatten(0, (batch_size, -1)).flatten(1, 2)
-        return attn.to_out(hidden_states)
+        return attn.to_out(hidden_states[:, before : before + num_tokens])
 
 
 class DreamActorFaceAttention(WanAnimateFaceBlockCrossAttention):
@@ -330,7 +352,7 @@ class DreamActorTransformerBlock(nn.Module):
                 head_dim,
                 eps,
                 cross_attention_dim_head=head_dim,
-                processor=DreamActorAttnProcessor(),
+                processor=DreamActorAttnProcessor(shards_keys=True),
             )
             self.norm_ref = FP32LayerNorm(dim, eps, elementwise_affine=False)
 
@@ -531,6 +553,27 @@ class DreamActorTransformer3DModel(
     _keep_in_fp32_modules = ["rope", "time_embedder", "scale_shift_table", "norm1", "norm2", "norm3"]
     _keys_to_ignore_on_load_unexpected = ["norm_added_q"]
     _skip_keys = ["condition_cache"]
+    # Video tokens and reference tokens are sharded, each kind by itself; text, image and face tokens every rank has whole.
+    _cp_plan = {
+        "rope": {
+            0: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+            1: ContextParallelInput(split_dim=1, expected_dims=4, split_output=True),
+        },
+        "blocks.0": {
+            "hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False),
+            "reference_hidden_states": ContextParallelInput(split_dim=1, expected_dims=3, split_output=False),
+        },
+        "proj_out": ContextParallelOutput(gather_dim=1, expected_dims=3),
+        # Only one timestep for each token is sharded.
+        "condition_embedder": {
+            "timestep": ContextParallelInput(split_dim=1, expected_dims=2, split_output=False),
+        },
+    }
+    # Attention stays whole on every rank: its norms of queries and keys run over all heads together.
+    _tp_plan = {
+        "blocks.*.ffn.net.0.proj": "colwise",
+        "blocks.*.ffn.net.2": "rowwise",
+    }
 
     @register_to_config
     def __init__(
@@ -697,6 +740,7 @@ class DreamActorTransformer3DModel(
         # 1. Rotary tables: isolated references at 0, -1, -2, ..., the video from 1
         if cache.rotary_emb is None:
             cache.rotary_emb = self.rope(hidden_states, start=1 if use_references else 0)
+            cache.num_tokens = num_frames * height * width
 
         # 2. Video and pose tokens
         hidden_states = self.patch_embedding(hidden_states).flatten(2).transpose(1, 2).contiguous()
@@ -878,7 +922,7 @@ class DreamActorTransformer3DModel(
                     f"`condition_cache` holds a batch of {condition_cache.batch_size}, but `hidden_states` one of"
                     f" {batch_size}: call `clear()` first."
                 )
-            cached_tokens = None if condition_cache.rotary_emb is None else condition_cache.rotary_emb[0].shape[1]
+            cached_tokens = condition_cache.num_tokens
             if cached_tokens not in (None, num_tokens):
                 raise ValueError(
                     f"`condition_cache` holds a segment of {cached_tokens} tokens, but `hidden_states` makes"

@@ -145,7 +145,9 @@ class DreamActorPipeline(AnimationPipeline):
 
         # 2. Generate the segments, one stream of latents
         segments = list(iterate_segments(len(inputs), options.segment_frames, 1, temporal_scale))
-        caches = {name: ConditionCache() for name in ("cond", "reference", "uncond")}
+        caches = {name: ConditionCache() for name in ("cond", "uncond")}
+        # without the motion, the reference is the same
+        caches["reference"] = caches["cond"]
         decoder_state, last_latent = {}, None
         with self._generation(len(segments) * options.num_steps) as progress_bar:
             for segment, guidance in zip(segments, inputs.stream(segments)):

@@ -205,3 +205,16 @@ builtins.segments = segments
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.split() == ["5"]
     assert "Traceback" not in result.stderr and "Exception ignored" not in result.stderr
+
+
+@pytest.mark.parametrize("reference_guidance_scale", [None, 1.5])
+def test_the_reference_is_held_once(pipe, inputs, reference_guidance_scale):
+    caches = {}
+    handle = pipe.transformer.register_forward_pre_hook(
+        lambda module, args, kwargs: caches.update({id(kwargs["condition_cache"]): kwargs["condition_cache"]}),
+        with_kwargs=True,
+    )
+    sample(pipe, inputs, reference_guidance_scale=reference_guidance_scale)
+    handle.remove()
+    held = [cache for cache in caches.values() if cache.has_references()]
+    assert len(caches) == 2 and len(held) == 1
