@@ -22,6 +22,11 @@ _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
 # Conversion between RGB and YUV without the default's bias of about one level.
 EXACT_CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
+# What `iterate_frames` holds of a video that it reads backwards: 10 frames of 3840x2160, 43 of 1920x1080.
+BACKWARDS_BYTES = 2**28
+# Frames that it leaves out are decoded up to this many at a time; over more it seeks.
+WIDE_GAP = 32
+
 
 def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) -> np.ndarray | None:
     """For each output frame at `rate` the last source frame at or before its time; `None` when they are the same frames."""
@@ -317,12 +322,45 @@ def reflect_index(num_frames: int, driver_frames: int) -> np.ndarray:
     return np.minimum(position, 2 * driver_frames - 2 - position)
 
 
-def iterate_frames(video, index: np.ndarray, chunk: int = 64) -> Iterator[np.ndarray]:
-    """The frames `index` of a video, in its order and with its repeats, uint8 `(H, W, 3)`; `chunk` bounds how many are
-    held at a time, as long as neighbouring entries are close."""
-    for start in range(0, len(index), chunk):
-        part = index[start : start + chunk]
-        first = int(part.min())
-        frames = list(video.frames(first, int(part.max()) + 1))
-        for i in part:
-            yield frames[i - first]
+def iterate_frames(video, index: np.ndarray) -> Iterator[np.ndarray]:
+    """
+    The frames `index` of a video, in its order and with its repeats.
+
+    Forwards the video is read on, and one frame is held. Backwards it is read in pieces of at most `BACKWARDS_BYTES`, whose
+    frames are let go one after the other.
+
+    Args:
+        video (`media.VideoReader`): The video.
+        index (`np.ndarray` of shape `(N,)`): Frames of the video, in any order.
+
+    Yields:
+        `np.ndarray` of shape `(H, W, 3)`, uint8 RGB; the same array where the frame before is repeated.
+    """
+    longest = max(1, BACKWARDS_BYTES // (3 * video.height * video.width))
+    frame, stop = None, 0
+    while stop < len(index):
+        start, stop = stop, _end_of_run(index, stop, longest)
+        run = index[start:stop]
+        frames = video.frames(int(run.min()), int(run.max()) + 1)
+        position = -1
+        frame = None  # let go before others are read
+        if run[-1] < run[0]:
+            held = list(frames)
+            frames = (held.pop() for _ in range(len(held)))
+        for offset in np.abs(run - run[0]):
+            while position < offset:
+                frame = None
+                frame = next(frames)
+                position += 1
+            yield frame
+
+
+def _end_of_run(index: np.ndarray, start: int, longest: int) -> int:
+    """Up to where `index` goes one way from `start`: forwards without wide gaps, or backwards over `longest` frames."""
+    way = 0
+    for i in range(start + 1, len(index)):
+        step = int(index[i] - index[i - 1])
+        if step * way < 0 or step > WIDE_GAP or (step < 0 and index[start] - index[i] >= longest):
+            return i
+        way = way or step
+    return len(index)

@@ -1,6 +1,7 @@
 import os
 import subprocess
 import sys
+import weakref
 from fractions import Fraction
 from pathlib import Path
 
@@ -11,6 +12,8 @@ import torch
 from diffusers.utils import logging
 from PIL import Image
 
+from diffusers_dreamactor import frame_sources
+from diffusers_dreamactor.frame_sources import frame_index, iterate_frames
 from diffusers_dreamactor.media import VideoReader, VideoWriter, load_audio, save_video
 
 
@@ -111,6 +114,49 @@ def test_a_seek_does_not_decode_from_the_beginning(tmp_path, monkeypatch):
     monkeypatch.setattr(reader._source, "_decoded", counted)
     assert numbers(reader.frames(95, 97)) == [95, 96]
     assert len(decoded) < 15
+
+
+class CountingReader(VideoReader):
+    """Knows how many of the frames that it gave are still held, and how many it read."""
+
+    alive = most = read = 0
+
+    def frames(self, start=0, stop=None):
+        for frame in super().frames(start, stop):
+            self.read += 1
+            self.alive += 1
+            self.most = max(self.most, self.alive)
+            weakref.finalize(frame, self._forget)
+            yield frame
+            del frame
+
+    def _forget(self):
+        self.alive -= 1
+
+
+@pytest.mark.parametrize(
+    ("index", "most", "read"),
+    [
+        (np.arange(90), 1, 90),
+        (frame_index(90, 200, "hold"), 1, 90),
+        (frame_index(90, 178, "loop"), 10, 178),  # forth, and back in pieces of 10
+        (np.arange(90)[::-1], 10, 90),
+        (np.array([3, 3, 7, 8, 80, 80, 2, 2, 1]), 2, 9),  # 3 to 8, over a wide gap to 80, 2 and 1
+        (np.array([5, 4, 5, 4, 5]), 2, 5),
+        (np.array([0]), 1, 1),
+    ],
+)
+def test_frames_in_any_order_hold_no_more_than_they_need(numbered_video, monkeypatch, index, most, read):
+    reader = CountingReader(numbered_video)
+    monkeypatch.setattr(frame_sources, "BACKWARDS_BYTES", 10 * 3 * reader.height * reader.width)
+    expected = list(VideoReader(numbered_video))
+    frames = iterate_frames(reader, index)
+    for i in index:
+        frame = next(frames)
+        np.testing.assert_array_equal(frame, expected[i])
+        del frame
+    assert next(frames, None) is None
+    assert (reader.most, reader.read) == (most, read)
 
 
 def test_two_iterations_do_not_disturb_each_other(numbered_video):

@@ -89,9 +89,7 @@ class Preview:
         return self._draw_frames(range(len(self)))
 
     def _draw_frames(self, indices: Sequence[int]) -> Iterator[Image.Image]:
-        # of a driver that is read here and there only what is shown is held
-        chunk = 64 if len(indices) == len(self) else 1
-        frames = None if self.driver is None else iterate_frames(self.driver, self.index[indices], chunk)
+        frames = None if self.driver is None else iterate_frames(self.driver, self.index[indices])
         wanted, start = set(indices), 0
         for piece in self.guidance.pieces():
             for offset in range(len(piece)):
