@@ -5,6 +5,7 @@ Every function is pure and works on a batch of frames `(F, ...)`.
 """
 
 import numpy as np
+from scipy.spatial.transform import Rotation
 
 
 # Keeps divisions by scales and weights finite.
@@ -41,16 +42,28 @@ def ray_rotation(keypoints: np.ndarray, focal_length: float, width: int, height:
     centre = np.array([width / 2, height / 2])
     offset = (np.asarray(keypoints, dtype=np.float64) - centre) / focal_length
     rays = np.concatenate([offset, np.ones_like(offset[..., :1])], axis=-1)
-    rays /= np.linalg.norm(rays, axis=-1, keepdims=True)
-    x, y, z = rays[..., 0], rays[..., 1], rays[..., 2]
-    # Rodrigues' formula for the axis (0, 0, 1) x ray, where 1 + cos stays above 1 for rays that a pinhole can see.
-    share = 1 / (1 + z)
-    rows = [
-        np.stack([1 - x * x * share, -x * y * share, x], axis=-1),
-        np.stack([-x * y * share, 1 - y * y * share, y], axis=-1),
-        np.stack([-x, -y, z], axis=-1),
-    ]
-    return np.stack(rows, axis=-2)
+    return shortest_rotation(np.array([0.0, 0.0, 1.0]), rays)
+
+
+def shortest_rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
+    """
+    Rotations `(..., 3, 3)` that turn directions `start` onto `end`, `(..., 3)` each of any length, by the shortest way. Where
+    they are opposite any half turn is one; where one of them is zero, nothing turns.
+    """
+    start, end = np.broadcast_arrays(normalized(start), normalized(end))
+    # Twice the rotation's half angle is the angle between them: (1 + cosine, axis * sine) is along its quaternion.
+    axis, real = np.cross(start, end), 1 + np.sum(start * end, axis=-1)
+    opposite = real < 1e-12
+    if opposite.any():
+        across = np.eye(3)[np.abs(start[opposite]).argmin(axis=-1)]
+        axis[opposite] = np.cross(start[opposite], across)
+    quaternions = np.concatenate([axis, real[..., None]], axis=-1).reshape(-1, 4)
+    return Rotation.from_quat(quaternions).as_matrix().reshape(*start.shape, 3)
+
+
+def normalized(vectors: np.ndarray) -> np.ndarray:
+    """Vectors `(..., D)` at length 1; zero stays zero."""
+    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
 
 
 def weak_perspective(points: np.ndarray, keypoints: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from .bone_lengths import PARENT_INDICES, bone_vectors, size_ratio
+from .camera import normalized, shortest_rotation
 from .skeleton import BONE_GROUPS, BONES, JOINT_INDEX, LEFT_HAND, NUM_JOINTS, RIGHT_HAND, ROOT
 
 
@@ -43,10 +44,6 @@ for _name, _direction in {
 del _name, _direction
 
 
-def normalized(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)
-
-
 def with_length(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
     return normalized(vectors) * lengths[..., None]
 
@@ -54,17 +51,6 @@ def with_length(vectors: np.ndarray, lengths: np.ndarray) -> np.ndarray:
 def rotate(rotation: np.ndarray, vectors: np.ndarray) -> np.ndarray:
     """Every rotation `(F, 3, 3)` on every vector `(N, 3)`: `(F, N, 3)`."""
     return np.einsum("fij,nj->fni", rotation, vectors)
-
-
-def shortest_rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
-    """Rotations `(..., 3, 3)` that turn directions `start` onto `end` `(..., 3)` by the shortest way (Rodrigues' formula)."""
-    start, end = np.broadcast_arrays(normalized(start), normalized(end))
-    axis = np.cross(start, end)
-    cosine = np.sum(start * end, axis=-1)
-    skew = np.zeros(axis.shape + (3,))
-    skew[..., 2, 1], skew[..., 0, 2], skew[..., 1, 0] = axis[..., 0], axis[..., 1], axis[..., 2]
-    skew -= np.swapaxes(skew, -1, -2)
-    return np.eye(3) + skew + skew @ skew / np.maximum(1 + cosine, 1e-6)[..., None, None]
 
 
 def trust_chains(seen: np.ndarray) -> np.ndarray:

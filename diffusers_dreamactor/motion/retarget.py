@@ -14,7 +14,7 @@ from .bone_lengths import (
     size_ratio,
     steady_size,
 )
-from .camera import back_project
+from .camera import back_project, shortest_rotation
 from .framing import (
     ANKLES,
     CONTACT_JOINTS,
@@ -40,7 +40,6 @@ from .pose_transfer import (
     limb_ratios,
     reach_with_arms,
     rotate,
-    shortest_rotation,
     torso_frames,
     torso_turn,
     trust_chains,

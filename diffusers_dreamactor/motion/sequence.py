@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields, replace
 import numpy as np
 from scipy.spatial.transform import Rotation, Slerp
 
+from ..frame_sources import hold_index, reflect_index
 from .skeleton import ARKIT_BLENDSHAPES, NUM_JOINTS
 from .tensor_file import read_arrays, write_arrays
 
@@ -268,14 +269,12 @@ class MotionSequence:
     def hold(self, num_frames: int) -> "MotionSequence":
         """Exactly `num_frames` frames: the last one is held to the end (a longer motion is cut)."""
         self._check_num_frames(num_frames)
-        return self.take(np.minimum(np.arange(num_frames), self.num_frames - 1))
+        return self.take(hold_index(num_frames, self.num_frames))
 
     def loop(self, num_frames: int) -> "MotionSequence":
         """Exactly `num_frames` frames: played forth and back, so that nothing jumps (a longer motion is cut)."""
         self._check_num_frames(num_frames)
-        last = self.num_frames - 1
-        phase = np.arange(num_frames) % max(1, 2 * last)
-        return self.take(np.where(phase <= last, phase, 2 * last - phase))
+        return self.take(reflect_index(num_frames, self.num_frames))
 
     def _check_num_frames(self, num_frames: int) -> None:
         if int(num_frames) != num_frames or num_frames < 1:

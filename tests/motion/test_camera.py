@@ -6,7 +6,9 @@ from diffusers_dreamactor.motion.camera import (
     back_project,
     default_focal_length,
     estimate_focal_length,
+    normalized,
     ray_rotation,
+    shortest_rotation,
     solve_pnp,
     solve_translation,
     weak_perspective,
@@ -99,3 +101,19 @@ def test_ray_rotation_turns_the_optical_axis_to_the_pixel_without_roll():
     np.testing.assert_allclose(project(rotation[:, :, 2], 1000.0, WIDTH, HEIGHT), pixels, atol=1e-3)
     # The shortest way: the axis of the rotation lies in the picture.
     assert np.abs(Rotation.from_matrix(rotation).as_rotvec()[:, 2]).max() < 1e-9
+
+
+def test_shortest_rotation_turns_one_direction_onto_the_other():
+    rng = np.random.default_rng(0)
+    start, end = rng.normal(size=(2, 200, 3))
+    end[0] = 3 * start[0]  # nothing to turn
+    end[1] = start[1] + 1e-9 * end[1]  # next to nothing
+    end[2] = -start[2]  # any half turn
+    end[3] = -start[3] + 1e-7 * end[3]  # nearly opposite
+    rotation = shortest_rotation(start, end)
+    np.testing.assert_allclose(rotation @ np.swapaxes(rotation, -1, -2), np.tile(np.eye(3), (200, 1, 1)), atol=1e-12)
+    turned = np.einsum("nij,nj->ni", rotation, normalized(start))
+    np.testing.assert_allclose(turned, normalized(end), atol=1e-8)
+    angle = np.arccos(np.clip(np.sum(normalized(start) * normalized(end), axis=-1), -1, 1))
+    np.testing.assert_allclose(Rotation.from_matrix(rotation).magnitude(), angle, atol=1e-6)
+    np.testing.assert_array_equal(shortest_rotation(np.zeros(3), end[:2]), np.tile(np.eye(3), (2, 1, 1)))

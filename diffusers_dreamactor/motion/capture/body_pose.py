@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..camera import back_project, estimate_focal_length, ray_rotation, solve_translation, weak_perspective
+from ..camera import back_project, estimate_focal_length, normalized, ray_rotation, solve_translation, weak_perspective
 from ..filtering import fill_gaps, find_outliers, find_side_swaps, smooth
 from ..sequence import BodyTrack
 from ..skeleton import (
@@ -198,8 +198,7 @@ def _limit_outside(keypoints: np.ndarray, confidence: np.ndarray, width: int, he
 def _unseen_hands(joints: np.ndarray, side: str) -> np.ndarray:
     """A straight average hand (F, 21, 3) in the direction of the forearm, for where none was seen; `joints` (F, 62, 3)."""
     wrist, elbow = joints[:, JOINT_INDEX[f"{side}_wrist"]], joints[:, JOINT_INDEX[f"{side}_elbow"]]
-    forearm = wrist - elbow
-    forearm = forearm / np.maximum(np.linalg.norm(forearm, axis=-1, keepdims=True), 1e-6)
+    forearm = normalized(wrist - elbow)
     reach = np.zeros(len(JOINT_NAMES))
     for child, parent in BONES:
         reach[child] = reach[parent] + BODY_PROPORTIONS[JOINT_NAMES[child]] * AVERAGE_TORSO_LENGTH

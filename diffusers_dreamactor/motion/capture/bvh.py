@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ..camera import normalized
 from ..sequence import MotionSequence
 from ..skeleton import FINGER_NAMES, JOINT_INDEX, NUM_JOINTS
 from .from_joints import add_face_joints, motion_from_joints, place_camera
@@ -249,8 +250,8 @@ def _trunk(joints: np.ndarray) -> np.ndarray:
     hips = (joints[:, JOINT_INDEX["left_hip"]] + joints[:, JOINT_INDEX["right_hip"]]) / 2
     down = hips - joints[:, JOINT_INDEX["neck"]]
     back = np.cross(shoulders, down)
-    back /= np.maximum(np.linalg.norm(back, axis=-1, keepdims=True), 1e-9)
-    across = shoulders / np.maximum(np.linalg.norm(shoulders, axis=-1, keepdims=True), 1e-9)
+    back = normalized(back)
+    across = normalized(shoulders)
     return np.stack([across, np.cross(back, across), back], axis=-1)
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..camera import ray_rotation, weak_perspective
+from ..camera import normalized, ray_rotation, weak_perspective
 
 
 # MediaPipe's face geometry assumes a camera with this vertical field of view, whatever picture it is given.
@@ -210,9 +210,8 @@ def torso_rotation(world: np.ndarray) -> np.ndarray:
     """
     x = world[:, 11] - world[:, 12]
     down = world[:, [23, 24]].mean(axis=1) - world[:, [11, 12]].mean(axis=1)
-    x /= np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-6)
-    z = np.cross(x, down)
-    z /= np.maximum(np.linalg.norm(z, axis=1, keepdims=True), 1e-6)
+    x = normalized(x)
+    z = normalized(np.cross(x, down))
     return np.stack([x, np.cross(z, x), z], axis=-1)
 
 
