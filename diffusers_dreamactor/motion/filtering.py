@@ -168,23 +168,38 @@ def _gaussian(seconds: float, fps: float) -> np.ndarray:
     return np.exp(-0.5 * (offsets / sigma) ** 2)
 
 
-def _local_quadratic(values: np.ndarray, weights: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+def _fit_parabolas(weights: np.ndarray, kernel: np.ndarray, targets: np.ndarray) -> np.ndarray:
     """
     At each frame, the value of the parabola fitted to the frames around it (Savitzky-Golay with a Gaussian window and
-    weights per frame): `values` (F, N, D), `weights` (F, N), `kernel` of odd length. A parabola, not a mean, so that
-    peaks keep their height.
+    weights per frame). A parabola, not a mean, so that peaks keep their height.
+
+    Args:
+        weights (`(F, N)`): of each frame.
+        kernel (`(2 R + 1,)`): of each frame's neighbours.
+        targets (`(F, N, 3, D)`): what the neighbours say, summed with both weights and `_powers(kernel)`.
+
+    Returns:
+        `(F, N, D)`.
     """
-    reach = len(kernel) // 2
-    offsets = np.arange(-reach, reach + 1) / max(reach, 1)
-    moments = np.stack([correlate1d(weights, kernel * offsets**k, axis=0, mode="constant") for k in range(5)], axis=-1)
-    weighted = weights[..., None] * values
-    targets = np.stack(
-        [correlate1d(weighted, kernel * offsets**k, axis=0, mode="constant") for k in range(3)], axis=-2
-    )
+    powers = _powers(kernel, 5)
+    moments = np.stack([correlate1d(weights, kernel * power, axis=0, mode="constant") for power in powers], axis=-1)
     design = moments[..., np.arange(3)[:, None] + np.arange(3)[None]]
     # A ridge on slope and curvature: with fewer than three weighty frames the fit turns into a mean.
     ridge = np.diag([1e-9, 1e-5, 1e-5]) * np.maximum(moments[..., 0], 1e-9)[..., None, None]
     return np.linalg.solve(design + ridge, targets)[..., 0, :]
+
+
+def _powers(kernel: np.ndarray, count: int = 3) -> np.ndarray:
+    """Powers 0, 1, ... `(count, 2 R + 1)` of the neighbours' distance in time, as a share of the kernel's reach."""
+    reach = len(kernel) // 2
+    return (np.arange(-reach, reach + 1) / reach) ** np.arange(count)[:, None]
+
+
+def _local_quadratic(values: np.ndarray, weights: np.ndarray, kernel: np.ndarray) -> np.ndarray:
+    """`_fit_parabolas` to tracks `values` (F, N, D) with `weights` (F, N)."""
+    weighted = weights[..., None] * values
+    targets = [correlate1d(weighted, kernel * power, axis=0, mode="constant") for power in _powers(kernel)]
+    return _fit_parabolas(weights, kernel, np.stack(targets, axis=-2))
 
 
 def _impulse_response(kernel: np.ndarray) -> np.ndarray:
@@ -270,25 +285,19 @@ def smooth_rotations(rotations: np.ndarray, confidence: np.ndarray, fps: float, 
         return rotations.copy()
     weights = np.maximum(np.asarray(confidence, dtype=np.float64), 0.02)
     kernels = [_gaussian(WIDE_SECONDS * strength, fps), _gaussian(NARROW_SECONDS, fps)]
-    reach = len(kernels[0]) // 2
-    current = rotations
-    fitted = []
+    reach = max(len(kernel) for kernel in kernels) // 2
     neighbour = np.arange(num_frames)[:, None] + np.arange(-reach, reach + 1)[None]
     inside = (neighbour >= 0) & (neighbour < num_frames)
     neighbour = np.clip(neighbour, 0, num_frames - 1)
-    relative = np.einsum("fji,fwjk->fwik", current, rotations[neighbour])
+    relative = np.einsum("fji,fwjk->fwik", rotations, rotations[neighbour])
     tangent = Rotation.from_matrix(relative.reshape(-1, 3, 3)).as_rotvec().reshape(num_frames, -1, 3)
+    fitted = []
     for kernel in kernels:
         half = len(kernel) // 2
-        part = slice(reach - half, reach + half + 1) if half <= reach else slice(None)
-        kernel = kernel if half <= reach else kernel[half - reach : half + reach + 1]
-        offsets = np.arange(-(len(kernel) // 2), len(kernel) // 2 + 1) / max(len(kernel) // 2, 1)
+        part = slice(reach - half, reach + half + 1)
         weight = kernel * np.where(inside[:, part], weights[neighbour[:, part]], 0)
-        basis = np.stack([np.ones_like(offsets), offsets, offsets**2], axis=-1)
-        design = np.einsum("fw,wa,wb->fab", weight, basis, basis)
-        design += np.diag([1e-9, 1e-5, 1e-5]) * weight.sum(axis=1)[:, None, None]
-        target = np.einsum("fw,wa,fwd->fad", weight, basis, tangent[:, part])
-        fitted.append(np.linalg.solve(design, target)[:, 0])
+        target = np.einsum("fw,aw,fwd->fad", weight, _powers(kernel), tangent[:, part])
+        fitted.append(_fit_parabolas(weights[:, None], kernel, target[:, None])[:, 0])
     wide, narrow = fitted
     third = tangent[1:-2, reach + 2] - 3 * tangent[1:-2, reach + 1] - tangent[1:-2, reach - 1]
     noise = _third_difference_variance(third[:, None], np.asarray(confidence)[3:, None])
@@ -299,13 +308,28 @@ def smooth_rotations(rotations: np.ndarray, confidence: np.ndarray, fps: float, 
 
 def smooth_boxes(boxes: np.ndarray, confidence: np.ndarray, fps: float, strength: float = 1.5) -> np.ndarray:
     """
-    Square boxes `(F, 4)` (x0, y0, x1, y1) with confidence `(F,)`: centres by `smooth`, sizes by `smooth` on their logarithm.
-    Stronger than for joints by default, since a crop that breathes shows as motion of the face.
+    Steadies face boxes, to be done once, by what captures or reads them: centres by `smooth`, sides by `smooth` on their
+    logarithm. Stronger than for joints by default, since a crop that breathes shows as motion of the face. Where a box jumps
+    by more than its side, or its side doubles or halves (a cut to another scene), smoothing starts anew.
+
+    Args:
+        boxes (`np.ndarray` of shape `(F, 4)`): `x0, y0, x1, y1` in pixels.
+        confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
+        fps (`float`): frames in a second.
+        strength (`float`): see `smooth`.
+
+    Returns:
+        `np.ndarray` of shape `(F, 4)`, float64: square boxes.
     """
     boxes = np.asarray(boxes, dtype=np.float64)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2
-    side = np.maximum((boxes[:, 2:] - boxes[:, :2]).mean(axis=1), 1e-3)
+    side = np.log(np.maximum((boxes[:, 2:] - boxes[:, :2]).mean(axis=1), 1e-3))
+    step = np.linalg.norm(np.diff(centre, axis=0), axis=1) / np.exp(np.maximum(side[1:], side[:-1]))
+    jumps = 1 + np.flatnonzero((step > 1) | (np.abs(np.diff(side)) > np.log(2)))
+    # Two tracks: noise is told from motion in each by itself.
     confidence = np.asarray(confidence)[:, None]
-    centre = smooth(centre[:, None], confidence, fps, strength)[:, 0]
-    side = np.exp(smooth(np.log(side)[:, None, None], confidence, fps, strength)[:, 0])
-    return np.concatenate([centre - side / 2, centre + side / 2], axis=1)
+    for run in np.split(np.arange(len(boxes)), jumps):
+        centre[run] = smooth(centre[run, None], confidence[run], fps, strength)[:, 0]
+        side[run] = smooth(side[run, None, None], confidence[run], fps, strength)[:, 0, 0]
+    half = np.exp(side)[:, None] / 2
+    return np.concatenate([centre - half, centre + half], axis=1)

@@ -253,8 +253,7 @@ class AnimationInputs:
         """The face track with the crops that the model will see, one for each frame of the motion."""
         processor, face = self.motion_processor.face_motion, motion.face
         index = np.arange(len(motion)) if self.face_index is None else self.face_index
-        boxes = processor.smooth_boxes(face.boxes, face.confidence)
-        crops = processor.iter_crops(iterate_frames(self.face_video, index), boxes, face.confidence)
+        crops = processor.iter_crops(iterate_frames(self.face_video, index), face.boxes, face.confidence)
         return dataclasses.replace(face, crops=np.stack([crop.transpose(1, 2, 0) for crop in crops]), crop_boxes=None)
 
     @classmethod

@@ -6,6 +6,7 @@ import numpy as np
 from diffusers.configuration_utils import register_to_config
 from PIL import Image
 
+from ..motion.face_crops import cut_square, square_around
 from .processor_mixin import ProcessorMixin
 
 
@@ -13,15 +14,15 @@ class FaceMotionProcessor(ProcessorMixin):
     r"""
     Cuts square face crops out of the frames of a video (paper section 3.1, implicit facial representation).
 
-    A box that trembles or cuts off a chin looks like an expression to the encoder. So boxes are smoothed over the whole
-    clip and widened; where no face is seen, the last crop is held and its weight decays.
+    A box that trembles or cuts off a chin looks like an expression to the encoder. So boxes have to come steady, as captures
+    give them (`motion.filtering.smooth_boxes`), and are widened here; where no face is seen, the last crop is held and its
+    weight decays.
 
     Args:
         size (`int`): side of the crops in pixels.
         scale (`float`): side of a crop as a multiple of the face box's side. Boxes of our captures reach from above the
             brows to the chin, framed as in Wan-Animate's preprocessing: 1 is what its weights were trained on.
         shift (`float`): how far a crop is moved up, as a share of the face box's side.
-        smoothing (`float`): standard deviation in frames of the window that boxes are smoothed over; 0 leaves them.
         threshold (`float`): a face with less confidence counts as not seen.
         hold_decay (`float`): what is left of a held crop's weight after each frame without a face, in [0, 1].
 
@@ -35,7 +36,6 @@ class FaceMotionProcessor(ProcessorMixin):
         size: int = 512,
         scale: float = 1.15,
         shift: float = 0.0,
-        smoothing: float = 2.0,
         threshold: float = 0.5,
         hold_decay: float = 0.9,
     ):
@@ -43,8 +43,6 @@ class FaceMotionProcessor(ProcessorMixin):
             raise ValueError(f"`size` is {size}, but it has to be a positive whole number of pixels.")
         if not scale > 0:
             raise ValueError(f"`scale` is {scale}, but it has to be positive.")
-        if not smoothing >= 0:
-            raise ValueError(f"`smoothing` is {smoothing}, but it has to be 0 or more frames.")
         if not 0 <= hold_decay <= 1:
             raise ValueError(f"`hold_decay` is {hold_decay}, but it has to be in [0, 1].")
 
@@ -67,7 +65,6 @@ class FaceMotionProcessor(ProcessorMixin):
         """
         size = self.config.size
         crops = np.empty((len(boxes), 3, size, size), dtype=np.uint8)
-        boxes = self.smooth_boxes(boxes, confidence)
         for index, crop in enumerate(self.iter_crops(frames, boxes, confidence)):
             crops[index] = crop
         return crops, self.weights(confidence)
@@ -85,41 +82,6 @@ class FaceMotionProcessor(ProcessorMixin):
         held = np.arange(len(last)) - last
         return np.where(last >= 0, np.float64(self.config.hold_decay) ** held, 0).astype(np.float32)
 
-    def smooth_boxes(self, boxes: np.ndarray, confidence: np.ndarray) -> np.ndarray:
-        """
-        Steadies the boxes of a whole clip, to be done once and before it is cut into segments.
-
-        Centre and logarithm of the side follow a local straight line, fitted with a Gaussian window and the confidence as
-        weights: zero phase, so that a face that moves evenly is not left behind. Where a box jumps by more than its side
-        (a cut to another scene), smoothing starts anew. Frames without a face hold the last box, the first frames the
-        first one.
-
-        Args:
-            boxes (`np.ndarray` of shape `(F, 4)`): `x0, y0, x1, y1` in pixels.
-            confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
-
-        Returns:
-            `np.ndarray` of shape `(F, 4)`, float32: square boxes.
-        """
-        boxes = np.asarray(boxes, dtype=np.float64)
-        seen = self.seen(confidence)
-        frames = np.flatnonzero(seen)
-        if len(frames) == 0:
-            return boxes.astype(np.float32)
-        side = np.maximum(boxes[:, 2:] - boxes[:, :2], 1).max(axis=1)
-        track = np.column_stack([(boxes[:, :2] + boxes[:, 2:]) / 2, np.log(side)])[frames]
-        weight = np.asarray(confidence, dtype=np.float64)[frames]
-
-        smooth = track.copy()
-        step = np.linalg.norm(np.diff(track[:, :2], axis=0), axis=1) / np.exp(np.maximum(track[1:, 2], track[:-1, 2]))
-        jumps = 1 + np.flatnonzero((step > 1) | (np.abs(np.diff(track[:, 2])) > np.log(2)))
-        for run in np.split(np.arange(len(frames)), jumps):
-            smooth[run] = _smooth_run(frames[run], track[run], weight[run], self.config.smoothing)
-
-        nearest = np.maximum(np.searchsorted(frames, np.arange(len(boxes)), side="right") - 1, 0)
-        half = np.exp(smooth[nearest, 2:]) / 2
-        return np.concatenate([smooth[nearest, :2] - half, smooth[nearest, :2] + half], axis=1).astype(np.float32)
-
     def iter_crops(
         self, frames: Iterable[np.ndarray], boxes: np.ndarray, confidence: np.ndarray
     ) -> Iterator[np.ndarray]:
@@ -128,7 +90,7 @@ class FaceMotionProcessor(ProcessorMixin):
 
         Args:
             frames (iterable of `np.ndarray` of shape `(H, W, 3)`): uint8 RGB.
-            boxes (`np.ndarray` of shape `(F, 4)`): face boxes in pixels of the frames, already smooth.
+            boxes (`np.ndarray` of shape `(F, 4)`): face boxes in pixels of the frames.
             confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
 
         Yields:
@@ -147,7 +109,7 @@ class FaceMotionProcessor(ProcessorMixin):
             if frame is None:
                 raise ValueError(f"`frames` ended after {index} frames, but the motion has {len(boxes)}.")
             if seen[index] or index < first or crop is None:
-                crop = self.crop(frame, boxes[index])
+                crop = self.crop(frame, boxes[max(index, first)])
             yield crop
 
     def iter_stored_crops(
@@ -164,7 +126,7 @@ class FaceMotionProcessor(ProcessorMixin):
         Args:
             crops (iterable of `np.ndarray` of shape `(S, S, 3)`): uint8 RGB.
             confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
-            boxes (`np.ndarray` of shape `(F, 4)`, *optional*): face boxes in pixels of the frames, already smooth.
+            boxes (`np.ndarray` of shape `(F, 4)`, *optional*): face boxes in pixels of the frames.
             crop_boxes (`np.ndarray` of shape `(F, 4)`, *optional*): the squares that `crops` show, in pixels of the
                 frames. Without the two, crops are only resized.
 
@@ -196,53 +158,13 @@ class FaceMotionProcessor(ProcessorMixin):
         Returns:
             `np.ndarray` of shape `(3, size, size)`, uint8 RGB.
         """
-        left, top, right, bottom = self.crop_box(box)
-        height, width = frame.shape[:2]
-        # A margin for the resampling filter's support, so that the crop's border is filtered like its middle.
-        margin = int(np.ceil(3 * max((right - left) / self.config.size, 1)))
-        x0, y0 = int(np.floor(left)) - margin, int(np.floor(top)) - margin
-        x1, y1 = int(np.ceil(right)) + margin, int(np.ceil(bottom)) + margin
-        columns = np.arange(x0, x1).clip(0, width - 1)
-        rows = np.arange(y0, y1).clip(0, height - 1)
-        region = Image.fromarray(np.ascontiguousarray(frame[rows[:, None], columns[None, :]]))
-        shrinks = right - left > self.config.size
-        crop = region.resize(
-            (self.config.size, self.config.size),
-            Image.Resampling.LANCZOS if shrinks else Image.Resampling.BICUBIC,
-            box=(left - x0, top - y0, right - x0, bottom - y0),
-        )
-        return np.asarray(crop).transpose(2, 0, 1)
+        return cut_square(frame, self.crop_box(box), self.config.size).transpose(2, 0, 1)
 
     def crop_box(self, box: np.ndarray) -> tuple[float, float, float, float]:
         """The square that is cut out for a face box: `x0, y0, x1, y1` in pixels; it may leave the picture."""
-        left, top, right, bottom = (float(value) for value in box)
-        side = max(right - left, bottom - top, 1.0)
-        x, y = (left + right) / 2, (top + bottom) / 2 - self.config.shift * side
-        half = self.config.scale * side / 2
-        return x - half, y - half, x + half, y + half
+        return square_around(box, self.config.scale, self.config.shift)
 
 
 def _last_seen(seen: np.ndarray) -> np.ndarray:
     """For every frame the last one up to it in which a face is seen, -1 before the first."""
     return np.maximum.accumulate(np.where(seen, np.arange(len(seen)), -1))
-
-
-def _smooth_run(times: np.ndarray, values: np.ndarray, weight: np.ndarray, sigma: float) -> np.ndarray:
-    """Weighted local linear regression of `values (N, D)` at `times (N,)`, with a Gaussian window of `sigma` frames."""
-    if sigma == 0 or len(times) < 3:
-        return values
-    reach = int(np.ceil(3 * sigma))
-    smooth = np.empty_like(values)
-    start = np.searchsorted(times, times - reach)
-    stop = np.searchsorted(times, times + reach, side="right")
-    for index in range(len(times)):
-        window = slice(start[index], stop[index])
-        offset = times[window] - times[index]
-        kernel = weight[window] * np.exp(-0.5 * (offset / sigma) ** 2)
-        s0, s1, s2 = kernel.sum(), (kernel * offset).sum(), (kernel * offset**2).sum()
-        determinant = s0 * s2 - s1**2
-        if determinant < 1e-6 * s0**2:
-            smooth[index] = values[index]
-            continue
-        smooth[index] = ((kernel * (s2 - s1 * offset))[:, None] * values[window]).sum(axis=0) / determinant
-    return smooth

@@ -288,8 +288,7 @@ class MotionGuidanceProcessor(ProcessorMixin):
     Args:
         style (`str`): `"dreamactor"` (skeleton and head sphere) or `"wan"` (Wan2.2-Animate's pose picture, no sphere).
         stick_width (`float`, *optional*), draw_hands (`bool`): see [`BodySkeletonProcessor`].
-        face_size (`int`), face_scale, face_shift, face_smoothing, hold_decay (`float`): `size`, `scale`, `shift`,
-            `smoothing` and `hold_decay` of [`FaceMotionProcessor`].
+        face_size (`int`), face_scale, face_shift, hold_decay (`float`): `size`, `scale`, `shift` and `hold_decay` of [`FaceMotionProcessor`].
         threshold (`float`): joints, heads and faces with less confidence are taken as not seen.
         area (`int`), size_multiple (`int`): see [`ReferenceProcessor`].
     """
@@ -303,7 +302,6 @@ class MotionGuidanceProcessor(ProcessorMixin):
         face_size: int = 512,
         face_scale: float = 1.15,
         face_shift: float = 0.0,
-        face_smoothing: float = 2.0,
         hold_decay: float = 0.9,
         threshold: float = 0.5,
         area: int = 960 * 640,
@@ -311,9 +309,7 @@ class MotionGuidanceProcessor(ProcessorMixin):
     ):
         self.body_skeleton = BodySkeletonProcessor(style, stick_width, draw_hands, threshold)
         self.head_sphere = HeadSphereProcessor(threshold)
-        self.face_motion = FaceMotionProcessor(
-            face_size, face_scale, face_shift, face_smoothing, threshold, hold_decay
-        )
+        self.face_motion = FaceMotionProcessor(face_size, face_scale, face_shift, threshold, hold_decay)
         pad = style == "wan"
         self.reference = ReferenceProcessor(area, size_multiple, face_size, face_scale, face_shift, threshold, pad)
 
@@ -351,8 +347,8 @@ class MotionGuidanceProcessor(ProcessorMixin):
     ) -> Iterator[MotionGuidance]:
         """
         The guidance in segments of `segment_frames` frames, each starting with the last `overlap` frames of the one before;
-        the last one may be shorter. Together they are exactly what a call on the whole clip gives: boxes are smoothed over
-        the whole clip, and a held face is carried over. `frames` is read once and never kept, and so are `crops`, which take
+        the last one may be shorter. Together they are exactly what a call on the whole clip gives: a held face is
+        carried over. `frames` is read once and never kept, and so are `crops`, which take
         the place of `motion.face.crops` one by one.
 
         Other arguments, results and errors as for `__call__`.
@@ -414,13 +410,12 @@ class MotionGuidanceProcessor(ProcessorMixin):
             )
             return None, None
         weights = self.face_motion.weights(face.confidence)
-        boxes = None if face.boxes is None else self.face_motion.smooth_boxes(face.boxes, face.confidence)
         stored = face.crops if stored is None else stored
         if stored is not None:
-            crops = self.face_motion.iter_stored_crops(stored, face.confidence, boxes, face.crop_boxes)
+            crops = self.face_motion.iter_stored_crops(stored, face.confidence, face.boxes, face.crop_boxes)
             return crops, weights
-        if frames is not None and boxes is not None:
-            return self.face_motion.iter_crops(frames, boxes, face.confidence), weights
+        if frames is not None and face.boxes is not None:
+            return self.face_motion.iter_crops(frames, face.boxes, face.confidence), weights
         if face.motion_tokens is None:
             logger.warning(
                 "The motion has face boxes but no crops, and no `frames` to cut them from were given: the guidance has no "

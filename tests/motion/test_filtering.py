@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
 
+from diffusers_dreamactor.motion.face_crops import square_around
 from diffusers_dreamactor.motion.filtering import (
     fill_gaps,
     fill_rotations,
@@ -113,6 +114,54 @@ def test_boxes_hold_still_and_stay_square():
     np.testing.assert_allclose(sides[:, 0], sides[:, 1], atol=1e-9)
     assert sides.std() < 0.45 * (box[:, 2] - box[:, 0]).std()
     assert abs(smoothed.mean() - 125) < 1
+
+
+def boxes_at(center: np.ndarray, side) -> np.ndarray:
+    half = np.broadcast_to(np.asarray(side, dtype=float) / 2, len(center))[:, None]
+    return np.concatenate([center - half, center + half], axis=1)
+
+
+def test_box_jitter_goes_and_the_movement_stays():
+    rng = np.random.default_rng(0)
+    time = np.arange(120)
+    true = np.stack([300 + 80 * np.sin(2 * np.pi * time / 60), 200 + 0.5 * time], axis=1)
+    noisy = boxes_at(true + rng.normal(0, 3, true.shape), 90 * np.exp(rng.normal(0, 0.04, 120)))
+    smoothed = smooth_boxes(noisy, np.ones(120), 24)
+    center, side = (smoothed[:, :2] + smoothed[:, 2:]) / 2, smoothed[:, 2] - smoothed[:, 0]
+    raw_center = (noisy[:, :2] + noisy[:, 2:]) / 2
+    assert (center - true).std() < 0.6 * 3
+    assert np.diff(center, n=2, axis=0).std() < 0.2 * np.diff(raw_center, n=2, axis=0).std()
+    assert np.diff(side).std() < 0.35 * np.diff(noisy[:, 2] - noisy[:, 0]).std()
+    # No lag: the correlation with the true path is best without a shift.
+    errors = [np.abs(center[3 + lag : 117 + lag, 0] - true[3:117, 0]).mean() for lag in (-1, 0, 1)]
+    assert np.argmin(errors) == 1
+
+
+def test_boxes_that_move_evenly_are_not_left_behind_even_at_the_ends():
+    time = np.arange(30)
+    boxes = boxes_at(np.stack([100 + 4.0 * time, 50 + 0.0 * time], axis=1), 40)
+    np.testing.assert_allclose(smooth_boxes(boxes, np.ones(30), 24), boxes, atol=1e-2)
+
+
+def test_smoothing_of_boxes_starts_anew_at_a_cut_and_weighs_by_confidence():
+    boxes = boxes_at(np.array([[100.0, 100]] * 10 + [[500.0, 300]] * 10), np.repeat([60.0, 200.0], 10))
+    np.testing.assert_allclose(smooth_boxes(boxes, np.ones(20), 24), boxes, rtol=1e-5)
+    boxes = boxes_at(np.full((41, 2), 100.0) + np.random.default_rng(0).normal(0, 3, (41, 2)), 60)
+    boxes[20] += 20
+    doubtful = np.ones(41)
+    doubtful[20] = 0.3
+    shift = [np.abs(smooth_boxes(boxes, c, 24)[20] - boxes[20]).mean() for c in (np.ones(41), doubtful)]
+    assert shift[1] > 1.2 * shift[0] > 0
+
+
+def test_boxes_follow_a_fast_nod():
+    """A crop of 1.15 times the smoothed box still has the whole face in it."""
+    time = np.arange(96)
+    true = np.stack([300 + 40 * np.sin(2 * np.pi * time / 24), 200 + 25 * np.sin(2 * np.pi * time / 16)], axis=1)
+    boxes = boxes_at(true, 100 + 5 * np.sin(2 * np.pi * time / 30))
+    for box, tight in zip(smooth_boxes(boxes, np.ones(96), 24), boxes):
+        x0, y0, x1, y1 = square_around(box, 1.15)
+        assert x0 <= tight[0] and y0 <= tight[1] and x1 >= tight[2] and y1 >= tight[3]
 
 
 def test_outliers_are_found_and_fast_motion_is_not():

@@ -48,51 +48,6 @@ def test_enlarging_and_shrinking_are_smooth():
     assert np.abs(np.diff(enlarged)).max() < 60  # no block edges
 
 
-def test_smoothing_removes_jitter_and_keeps_the_movement():
-    rng = np.random.default_rng(0)
-    time = np.arange(120)
-    true = np.stack([300 + 80 * np.sin(2 * np.pi * time / 60), 200 + 0.5 * time], axis=1)
-    noisy = boxes_at(true + rng.normal(0, 3, true.shape), 90 * np.exp(rng.normal(0, 0.04, 120)))
-    smooth = FaceMotionProcessor().smooth_boxes(noisy, np.ones(120))
-    center, side = (smooth[:, :2] + smooth[:, 2:]) / 2, smooth[:, 2] - smooth[:, 0]
-    raw_center = (noisy[:, :2] + noisy[:, 2:]) / 2
-    assert (center - true).std() < 0.6 * 3
-    assert np.diff(center, n=2, axis=0).std() < 0.2 * np.diff(raw_center, n=2, axis=0).std()
-    assert np.diff(side).std() < 0.35 * np.diff(noisy[:, 2] - noisy[:, 0]).std()
-    np.testing.assert_allclose(smooth[:, 2] - smooth[:, 0], smooth[:, 3] - smooth[:, 1], rtol=1e-5)
-    # No lag: the correlation with the true path is best without a shift.
-    errors = [np.abs(center[3 + lag : 117 + lag, 0] - true[3:117, 0]).mean() for lag in (-1, 0, 1)]
-    assert np.argmin(errors) == 1
-
-
-def test_even_movement_is_not_left_behind_even_at_the_ends():
-    time = np.arange(30)
-    boxes = boxes_at(np.stack([100 + 4.0 * time, 50 + 0.0 * time], axis=1), 40)
-    np.testing.assert_allclose(FaceMotionProcessor().smooth_boxes(boxes, np.ones(30)), boxes, atol=1e-3)
-
-
-def test_smoothing_starts_anew_at_a_cut_and_weighs_by_confidence():
-    boxes = boxes_at(np.array([[100.0, 100]] * 10 + [[500.0, 300]] * 10), np.repeat([60.0, 200.0], 10))
-    np.testing.assert_allclose(FaceMotionProcessor().smooth_boxes(boxes, np.ones(20)), boxes, rtol=1e-5)
-    boxes = boxes_at(np.full((21, 2), 100.0), 60)
-    boxes[10] += 20
-    doubtful = np.ones(21)
-    doubtful[10] = 0.51
-    shift = [FaceMotionProcessor().smooth_boxes(boxes, c)[10, 0] - 70 for c in (np.ones(21), doubtful)]
-    assert 0 < shift[1] < 0.7 * shift[0] < 0.3 * 20
-
-
-def test_padded_crop_keeps_the_face_of_a_fast_nod_in():
-    time = np.arange(96)
-    true = np.stack([300 + 40 * np.sin(2 * np.pi * time / 24), 200 + 25 * np.sin(2 * np.pi * time / 16)], axis=1)
-    boxes = boxes_at(true, 100 + 5 * np.sin(2 * np.pi * time / 30))
-    processor = FaceMotionProcessor()
-    smooth = processor.smooth_boxes(boxes, np.ones(96))
-    for box, tight in zip(smooth, boxes):
-        x0, y0, x1, y1 = processor.crop_box(box)
-        assert x0 <= tight[0] and y0 <= tight[1] and x1 >= tight[2] and y1 >= tight[3]
-
-
 def test_lost_face_holds_the_last_crop_with_decaying_weight():
     frames = [np.full((50, 50, 3), 10 * index, dtype=np.uint8) for index in range(8)]
     confidence = np.array([0.1, 0.9, 0.8, 0.2, 0.0, 0.0, 0.7, 0.3])
@@ -103,16 +58,14 @@ def test_lost_face_holds_the_last_crop_with_decaying_weight():
     np.testing.assert_allclose(weight, [0, 1, 1, 0.5, 0.25, 0.125, 1, 0.5])
 
 
-def test_gaps_hold_the_box_and_the_start_waits_where_the_face_appears():
-    boxes = np.zeros((6, 4))
-    boxes[2] = (10, 10, 30, 30)
-    boxes[5] = (200, 200, 240, 240)
-    smooth = FaceMotionProcessor().smooth_boxes(boxes, np.array([0, 0, 1, 0, 0, 1.0]))
-    np.testing.assert_allclose(smooth[:5], np.tile(boxes[2], (5, 1)), atol=1e-4)
-    np.testing.assert_allclose(smooth[5], boxes[5], atol=1e-4)
-    nothing = FaceMotionProcessor().smooth_boxes(boxes, np.zeros(6))
-    np.testing.assert_allclose(nothing, boxes)
-    np.testing.assert_array_equal(FaceMotionProcessor().weights(np.zeros(6)), 0)
+def test_the_start_waits_where_the_face_appears():
+    frames = [gradient(100, 100) + 10 * index for index in range(4)]
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 90, 90], [40, 50, 60, 70], [40, 50, 60, 70]], dtype=float)
+    processor = FaceMotionProcessor(size=20, scale=1)
+    crops, weight = processor(frames, boxes, np.array([0, 0.1, 0.9, 0.9]))
+    for index, crop in enumerate(crops):
+        np.testing.assert_array_equal(crop, processor.crop(frames[index], boxes[2]))
+    np.testing.assert_array_equal(weight, [0, 0, 1, 1])
 
 
 def test_frames_are_read_one_at_a_time():
@@ -136,7 +89,7 @@ def test_too_few_frames():
 
 
 @pytest.mark.parametrize(
-    ("arguments", "name"), [({"size": 0}, "size"), ({"scale": 0}, "scale"), ({"smoothing": -1}, "smoothing"), ({"hold_decay": 2}, "hold_decay")]
+    ("arguments", "name"), [({"size": 0}, "size"), ({"scale": 0}, "scale"), ({"hold_decay": 2}, "hold_decay")]
 )  # fmt: skip
 def test_bad_arguments(arguments, name):
     with pytest.raises(ValueError, match=f"`{name}` is"):

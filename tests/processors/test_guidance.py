@@ -5,6 +5,7 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_dreamactor.frame_sources import frame_index
 from diffusers_dreamactor.motion.skeleton import JOINT_INDEX
 from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
@@ -56,6 +57,20 @@ def test_stream_equals_the_whole_clip(stick_figure, processor, segment_frames, o
         for name in ("skeleton", "sphere", "face", "face_weight"):
             np.testing.assert_array_equal(getattr(segment, name), getattr(whole, name)[start:stop], err_msg=name)
     assert stop == 13
+
+
+@pytest.mark.parametrize("extend", ["hold", "loop"])
+def test_frames_that_are_held_or_looped_are_drawn_like_themselves(stick_figure, processor, extend):
+    motion = stick_figure(7, HEIGHT, WIDTH, turn=0)
+    # boxes that tremble: nothing may be smoothed over repeats
+    motion.face.boxes = motion.face.boxes + np.random.default_rng(1).normal(0, 2, (7, 4))
+    frames = random_frames(7)
+    index = frame_index(7, 25, extend)
+    long = processor(motion.take(index), HEIGHT, WIDTH, [frames[i] for i in index])
+    for position, i in enumerate(index):
+        single = processor(motion[i : i + 1], HEIGHT, WIDTH, frames[i : i + 1])
+        for name in ("skeleton", "sphere", "face", "face_weight"):
+            np.testing.assert_array_equal(getattr(long, name)[position], getattr(single, name)[0], err_msg=name)
 
 
 def test_stream_reads_frames_only_when_needed(stick_figure, processor):
@@ -243,7 +258,7 @@ def test_check_of_the_size(guidance):
 def test_config_reaches_every_part_and_survives_saving(tmp_path):
     options = {
         "style": "wan", "stick_width": 3, "draw_hands": False, "face_size": 64, "face_scale": 1.7, "face_shift": 0.1,
-        "face_smoothing": 1.0, "hold_decay": 0.8, "threshold": 0.4, "area": 96 * 96, "size_multiple": 8,
+        "hold_decay": 0.8, "threshold": 0.4, "area": 96 * 96, "size_multiple": 8,
     }  # fmt: skip
     MotionGuidanceProcessor(**options).save_pretrained(tmp_path)
     assert (tmp_path / "processor_config.json").is_file()
@@ -252,7 +267,7 @@ def test_config_reaches_every_part_and_survives_saving(tmp_path):
     assert dict(loaded.body_skeleton.config)["stick_width"] == 3 and loaded.body_skeleton.config.threshold == 0.4
     assert loaded.head_sphere.config.threshold == 0.4
     face = loaded.face_motion.config
-    assert (face.size, face.scale, face.shift, face.smoothing, face.hold_decay) == (64, 1.7, 0.1, 1.0, 0.8)
+    assert (face.size, face.scale, face.shift, face.hold_decay) == (64, 1.7, 0.1, 0.8)
     assert (loaded.reference.config.area, loaded.reference.config.size_multiple) == (96 * 96, 8)
     assert loaded.reference.face_motion.config.scale == 1.7
     assert MotionGuidanceProcessor.from_pretrained(tmp_path, style="dreamactor").config.style == "dreamactor"

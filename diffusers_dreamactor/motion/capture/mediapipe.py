@@ -16,7 +16,7 @@ from PIL import Image
 from tqdm.auto import tqdm
 
 from ...media import VideoReader
-from ...processors.face_motion import FaceMotionProcessor
+from ..face_crops import cut_square, square_around
 from ..sequence import MotionSequence
 from .body_pose import PoseObservations, hand_is_plausible
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
@@ -259,11 +259,11 @@ class MediaPipeCapture:
 
 def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
     """Pictures `(F, size, size, 3)` of the faces with what is around them, and the squares `(F, 4)` that they show."""
-    cutter = FaceMotionProcessor(size, scale=_CROP_SCALE)
+    squares = [square_around(box, _CROP_SCALE) for box in boxes]
     crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
     for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=not progress)):
-        crops[index] = cutter.crop(frame, boxes[index]).transpose(1, 2, 0)
-    return crops, np.array([cutter.crop_box(box) for box in boxes])
+        crops[index] = cut_square(frame, squares[index], size)
+    return crops, np.array(squares)
 
 
 def _expected_heads(
