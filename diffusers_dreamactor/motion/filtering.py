@@ -306,17 +306,18 @@ def smooth_rotations(rotations: np.ndarray, confidence: np.ndarray, fps: float, 
     return rotations @ Rotation.from_rotvec(step).as_matrix()
 
 
-def smooth_boxes(boxes: np.ndarray, confidence: np.ndarray, fps: float, strength: float = 1.5) -> np.ndarray:
+def smooth_boxes(boxes: np.ndarray, confidence: np.ndarray, fps: float, seconds: float = WIDE_SECONDS) -> np.ndarray:
     """
-    Steadies face boxes, to be done once, by what captures or reads them: centres by `smooth`, sides by `smooth` on their
-    logarithm. Stronger than for joints by default, since a crop that breathes shows as motion of the face. Where a box jumps
-    by more than its side, or its side doubles or halves (a cut to another scene), smoothing starts anew.
+    Steadies face boxes, to be done once, by what captures or reads them: centre and logarithm of the side follow local
+    parabolas. Unlike in `smooth` no detail is given back, since a crop that trembles or breathes shows as motion of the
+    face, and one that is a little off does not. Where a box jumps by more than its side, or its side doubles or halves (a
+    cut to another scene), smoothing starts anew.
 
     Args:
         boxes (`np.ndarray` of shape `(F, 4)`): `x0, y0, x1, y1` in pixels.
         confidence (`np.ndarray` of shape `(F,)`): in [0, 1].
         fps (`float`): frames in a second.
-        strength (`float`): see `smooth`.
+        seconds (`float`): standard deviation of the window.
 
     Returns:
         `np.ndarray` of shape `(F, 4)`, float64: square boxes.
@@ -326,10 +327,12 @@ def smooth_boxes(boxes: np.ndarray, confidence: np.ndarray, fps: float, strength
     side = np.log(np.maximum((boxes[:, 2:] - boxes[:, :2]).mean(axis=1), 1e-3))
     step = np.linalg.norm(np.diff(centre, axis=0), axis=1) / np.exp(np.maximum(side[1:], side[:-1]))
     jumps = 1 + np.flatnonzero((step > 1) | (np.abs(np.diff(side)) > np.log(2)))
-    # Two tracks: noise is told from motion in each by itself.
-    confidence = np.asarray(confidence)[:, None]
+    track = np.column_stack([centre, side])[:, None]
+    weights = np.maximum(np.asarray(confidence, dtype=np.float64), 0.02)[:, None]
     for run in np.split(np.arange(len(boxes)), jumps):
-        centre[run] = smooth(centre[run, None], confidence[run], fps, strength)[:, 0]
-        side[run] = smooth(side[run, None, None], confidence[run], fps, strength)[:, 0, 0]
+        if len(run) >= 5:
+            level = track[run].mean(axis=0)
+            track[run] = level + _local_quadratic(track[run] - level, weights[run], _gaussian(seconds, fps))
+    centre, side = track[:, 0, :2], track[:, 0, 2]
     half = np.exp(side)[:, None] / 2
     return np.concatenate([centre - half, centre + half], axis=1)
