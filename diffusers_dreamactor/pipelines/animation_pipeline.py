@@ -544,6 +544,9 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
         sampling = {field.name for field in dataclasses.fields(SamplingOptions)}
         options = self.complete_options(SamplingOptions(**{k: v for k, v in arguments.items() if k in sampling}))
         arguments = {k: v for k, v in arguments.items() if k not in sampling}
+        unknown = [name for name in arguments if name not in inspect.signature(self.prepare).parameters]
+        if unknown:
+            raise TypeError(f"`{unknown[0]}` is no argument of {type(self).__name__}.")
         # from here on it may be set, also while the motion is captured
         self._interrupt = False
         if isinstance(image, AnimationInputs):
