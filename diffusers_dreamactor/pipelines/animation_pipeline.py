@@ -157,19 +157,28 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> "AnimationPipeline":
         """
         Loads a repository, folder or Hub id, as the pipeline that samples its weights; arguments are those of
-        `DiffusionPipeline.from_pretrained`.
+        `DiffusionPipeline.from_pretrained`. One of Diffusers' `WanAnimatePipeline` is taken as it is, see
+        [`DreamActorWanAnimatePipeline.from_wan_animate`].
 
         Raises:
             OSError: There is no such repository.
             ValueError: It is one of another pipeline.
         """
+        if not os.path.isdir(pretrained_model_name_or_path) and str(pretrained_model_name_or_path).count("/") != 1:
+            raise FileNotFoundError(
+                f"`{pretrained_model_name_or_path}` is no folder and no Hub id, but a repository of one of them is needed."
+            )
         hub = ("cache_dir", "force_download", "proxies", "token", "local_files_only", "revision")
         config = cls.load_config(pretrained_model_name_or_path, **{k: kwargs[k] for k in hub if k in kwargs})
         classes = {pipeline_class.__name__: pipeline_class for pipeline_class in AnimationPipeline.__subclasses__()}
         name = config.get("_class_name")
+        if name == "WanAnimatePipeline":
+            return classes["DreamActorWanAnimatePipeline"].from_wan_animate(pretrained_model_name_or_path, **kwargs)
         if name not in classes:
+            convertible = name in ("WanImageToVideoPipeline", "WanPipeline")
             raise ValueError(
-                f"`{pretrained_model_name_or_path}` is a repository of {name}, but one of {' or '.join(classes)} is needed."
+                f"`{pretrained_model_name_or_path}` is a repository of {name}, but one of {', '.join(classes)} or"
+                f" WanAnimatePipeline is needed{': `dreamactor convert wan-i2v` makes one to train' * convertible}."
             )
         return super(AnimationPipeline, classes[name]).from_pretrained(pretrained_model_name_or_path, **kwargs)
 

@@ -1,13 +1,21 @@
 """Wan2.2-Animate's weights in DreamActor's classes: what `prepare` makes, sampled in that model's way."""
 
+import json
+import os
 from collections.abc import Iterator
+from pathlib import Path
 
+import diffusers
 import PIL.Image
 import torch
 import torch.nn.functional as F
+import transformers
+from diffusers import PipelineQuantizationConfig
 from diffusers.video_processor import VideoProcessor
 
 from diffusers_dreamactor.frame_sources import iterate_frames, reflect_index
+from diffusers_dreamactor.loaders.wan_animate import find_repository, load_models, load_prompt_embedding
+from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.condition_cache import ConditionCache
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.pipelines.animation_pipeline import AnimationPipeline
@@ -20,8 +28,12 @@ from diffusers_dreamactor.pipelines.conditioning import (
 )
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.pipelines.sampling import SamplingOptions
-from diffusers_dreamactor.processors.guidance import MotionGuidance
+from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.reference import Reference
+
+
+# Pixels of the size that the weights were trained at.
+GENERATION_AREA = 832 * 480
 
 
 class DreamActorWanAnimatePipeline(AnimationPipeline):
@@ -36,6 +48,83 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
 
     _required_components = ["transformer", "vae", "scheduler", "face_motion_encoder", "motion_processor"]
     _default_options = {"num_inference_steps": 20, "guidance_scale": 1.0, "segment_frames": 77}
+
+    @classmethod
+    def from_wan_animate(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike,
+        dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        quantization_config: PipelineQuantizationConfig | None = None,
+        device_map: str | None = None,
+        variant: str | None = None,
+        keep_text_encoder: bool = False,
+        prompt_cache: str | os.PathLike | None = None,
+        torch_dtype: torch.dtype | dict[str, torch.dtype] | None = None,
+        **kwargs,
+    ) -> "DreamActorWanAnimatePipeline":
+        """
+        Loads a repository of Diffusers' `WanAnimatePipeline`, such as `Wan-AI/Wan2.2-Animate-14B-Diffusers`, as it is:
+        tensors are renamed, cast and quantised while they are read, and nothing is written but the text states of the usual
+        prompt, once, in the user's cache.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder or a Hub id.
+            dtype (`torch.dtype` or `dict`, *optional*):
+                Of the weights, or of each component's by its name and the others' by `"default"`; the source's when
+                `None`, which are then mapped from the files instead of read.
+            quantization_config ([`PipelineQuantizationConfig`], *optional*): What is quantised, and how.
+            device_map (`str`, *optional*): A device, such as `"cuda"`, that the weights are put on while they are read.
+            variant (`str`, *optional*): `"fp16"` for weights in files with that word before their suffix.
+            keep_text_encoder (`bool`, defaults to `False`): Whether the text encoder comes along, for own prompts; 11 GB.
+            prompt_cache (`str` or `os.PathLike`, *optional*): Where the text states are kept.
+            kwargs: Components that take the place of the repository's, values of the pipeline's config, and the
+                `cache_dir`, `revision`, `token`, `local_files_only` and `force_download` of the Hub's client.
+
+        Raises:
+            OSError: A file that is missing or broken.
+            ValueError: Weights that do not fit.
+        """
+        if isinstance(device_map, str) and device_map in ("balanced", "auto", "balanced_low_0", "sequential"):
+            raise ValueError(
+                f"`device_map` is {device_map!r}, but here it has to be None or one device, such as 'cuda'."
+            )
+        source, dtype = str(pretrained_model_name_or_path), torch_dtype if dtype is None else dtype
+        hub = ("cache_dir", "revision", "token", "local_files_only", "force_download")
+        hub = {name: kwargs.pop(name) for name in hub if name in kwargs}
+        folder = find_repository(source, keep_text_encoder, **hub)
+        index = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+
+        def of(name: str) -> torch.dtype | None:
+            return dtype.get(name, dtype.get("default")) if isinstance(dtype, dict) else dtype
+
+        def quantised(name: str, is_diffusers: bool = True):
+            return quantization_config and quantization_config._resolve_quant_config(is_diffusers, name)
+
+        components = load_models(
+            folder,
+            of("transformer"),
+            {name: quantised(name) for name in ("transformer", "face_motion_encoder")},
+            device_map or "cpu",
+            variant,
+        )
+        components["vae"] = DreamActorVAE.from_pretrained(folder / "vae", dtype=of("vae"), variant=variant)
+        own = ["image_encoder", "text_encoder"] if keep_text_encoder else ["image_encoder"]
+        for name in own:
+            model_class = getattr(transformers, index[name][1])
+            extra = {"quantization_config": quantised(name, False)} if quantised(name, False) else {}
+            components[name] = model_class.from_pretrained(folder / name, dtype=of(name) or "auto", **extra)
+        for name in ("scheduler", "image_processor", "tokenizer"):
+            library = {"diffusers": diffusers, "transformers": transformers}[index[name][0]]
+            components[name] = getattr(library, index[name][1]).from_pretrained(folder / name)
+        cache = None if prompt_cache is None else Path(prompt_cache)
+        components["prompt_embedding"] = load_prompt_embedding(source, index, of("prompt_embedding"), cache, **hub)
+        face_size = components["face_motion_encoder"].config.size
+        components["motion_processor"] = MotionGuidanceProcessor(
+            style="wan", area=GENERATION_AREA, face_size=face_size, face_scale=1.0
+        )
+        pipe = cls(**{**components, **kwargs})
+        pipe.register_to_config(_name_or_path=source)
+        return pipe if device_map is None else pipe.to(device_map)
 
     def check_mode(self, mode: str, background_video, mask_video) -> None:
         super().check_mode(mode, background_video, mask_video)

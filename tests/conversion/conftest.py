@@ -123,7 +123,7 @@ def wan_animate_source(wan_animate, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def converted(wan_animate_source, tmp_path_factory) -> Path:
     """The converted repository; tests do not change it."""
-    from convert_wan_animate import convert
+    from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
     output = tmp_path_factory.mktemp("converted") / "dreamactor"
     convert(str(wan_animate_source), output)

@@ -51,7 +51,7 @@ def saved(pipeline, tmp_path):
 
 @pytest.mark.parametrize("naming", ["diffusers", "wan", "comfyui", "kohya"])
 def test_there_and_back(saved, converted, tmp_path, naming):
-    from convert_lora import convert
+    from diffusers_dreamactor.conversion.convert_lora import convert
 
     source, expected = saved
     convert(source, tmp_path / "there.safetensors", naming, converted)
@@ -72,7 +72,7 @@ def test_there_and_back(saved, converted, tmp_path, naming):
 
 
 def test_converted_file_loads_as_it_is(saved, pipeline, converted, tmp_path):
-    from convert_lora import convert
+    from diffusers_dreamactor.conversion.convert_lora import convert
 
     source, expected = saved
     convert(source, tmp_path / "for_us.safetensors", repository=converted)
@@ -87,14 +87,14 @@ def test_converted_file_loads_as_it_is(saved, pipeline, converted, tmp_path):
 
 
 def test_dtype(saved, tmp_path):
-    from convert_lora import convert
+    from diffusers_dreamactor.conversion.convert_lora import convert
 
     convert(saved[0], tmp_path / "half.safetensors", dtype=torch.float16)
     assert {tensor.dtype for tensor in load_file(tmp_path / "half.safetensors").values()} == {torch.float16}
 
 
 def test_unknown_keys_are_all_listed(converted, tmp_path):
-    from convert_lora import convert
+    from diffusers_dreamactor.conversion.convert_lora import convert
 
     known = {"diffusion_model.blocks.0.self_attn.q.lora_A.weight": torch.ones(2, 24)}
     known["diffusion_model.blocks.0.self_attn.q.lora_B.weight"] = torch.ones(24, 2)
@@ -107,7 +107,7 @@ def test_unknown_keys_are_all_listed(converted, tmp_path):
 
 
 def test_broken_sources(saved, tmp_path):
-    from convert_lora import convert
+    from diffusers_dreamactor.conversion.convert_lora import convert
 
     with pytest.raises(OSError, match="no such file"):
         convert(tmp_path / "nothing.safetensors", tmp_path / "out.safetensors")

@@ -147,7 +147,7 @@ class TestWeights:
         assert not any("ref_attn" in key or "motion_encoder" in key for key in keys)
 
     def test_back_is_bit_for_bit(self, wan_animate_source, converted, tmp_path):
-        from convert_wan_animate import convert_back
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert_back
 
         convert_back(str(converted), tmp_path / "back")
         source = wan_animate_source / "transformer"
@@ -180,7 +180,7 @@ class TestWeights:
         assert not torch.allclose(expected, negative)
 
     def test_dtype_leaves_what_the_model_keeps_in_float32(self, wan_animate_source, tmp_path):
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         convert(str(wan_animate_source), tmp_path / "bf16", torch.bfloat16, keep_text_encoder=True)
         tensors = state_dict_of(tmp_path / "bf16" / "transformer")
@@ -206,7 +206,7 @@ class TestWeights:
         reason="MediaPipe's models are not here (DREAMACTOR_CAPTURE_MODELS)",
     )
     def test_capture_models_become_part_of_the_repository(self, wan_animate_source, tmp_path):
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         models = Path(os.environ["DREAMACTOR_CAPTURE_MODELS"])
         convert(str(wan_animate_source), tmp_path / "out", capture_models=models)
@@ -234,7 +234,7 @@ class TestOriginalNaming:
         return pipeline.transformer, tensors, folder
 
     def test_single_file(self, original, tmp_path):
-        from convert_wan_animate import convert, convert_back
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert, convert_back
 
         transformer, tensors, folder = original
         assert (
@@ -249,7 +249,7 @@ class TestOriginalNaming:
 
     def test_prefixed_folder_with_pickles_beside_it(self, original, tmp_path):
         """The original repository brings VAE and text encoder as `.pth`; the transformer is what is read."""
-        from convert_wan_animate import read_transformer
+        from diffusers_dreamactor.conversion.convert_wan_animate import read_transformer
 
         transformer, tensors, _ = original
         (tmp_path / "repo").mkdir()
@@ -260,7 +260,7 @@ class TestOriginalNaming:
         assert_same_tensors({key: tensor.load() for key, tensor in converted.items()}, transformer.state_dict())
 
     def test_plain_wan_is_declined(self, original, tmp_path):
-        from convert_wan_animate import read_transformer
+        from diffusers_dreamactor.conversion.convert_wan_animate import read_transformer
 
         parts = ("motion_encoder", "face_adapter", "face_encoder", "pose_patch")
         plain = {key: tensor for key, tensor in original[1].items() if not key.startswith(parts)}
@@ -277,7 +277,7 @@ class TestBrokenSources:
     @pytest.fixture
     def error_of(self, source, tmp_path):
         """Converts, which has to fail, and gives the message; nothing may be left behind."""
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         def error_of(error: type[Exception]) -> str:
             with pytest.raises(error) as raised:
@@ -376,7 +376,7 @@ class TestBrokenSources:
         assert "`tokenizer`" in error_of(OSError)
 
     def test_output_is_never_overwritten(self, source, tmp_path):
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         (tmp_path / "full").mkdir()
         (tmp_path / "full" / "mine.txt").write_text("mine")
@@ -385,13 +385,13 @@ class TestBrokenSources:
         assert [path.name for path in (tmp_path / "full").iterdir()] == ["mine.txt"]
 
     def test_no_such_source(self, tmp_path):
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         with pytest.raises(OSError, match="no such folder"):
             convert(str(tmp_path / "nowhere"), tmp_path / "output")
 
     def test_only_wan_animate_converts_back(self, converted, tmp_path):
-        from convert_wan_animate import convert_back
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert_back
 
         source = shutil.copytree(converted, tmp_path / "source")
         index = json.loads((source / "model_index.json").read_text())
@@ -432,7 +432,7 @@ class TestLargeSource:
         assert sum(shards) > 250e6 and max(shards) <= 1e6 * self.SHARD_MEGABYTES
         # VmHWM is the process's peak of resident memory, pages of mapped files included; writing 5 resets it.
         code = (
-            "import re, sys; from pathlib import Path; from convert_wan_animate import convert;"
+            "import re, sys; from pathlib import Path; from diffusers_dreamactor.conversion.convert_wan_animate import convert;"
             "status = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024;"
             "Path('/proc/self/clear_refs').write_text('5'); before = status();"
             "convert(sys.argv[1], Path(sys.argv[2])); print(status() - before)"
@@ -470,8 +470,8 @@ class TestCommandLine:
     @pytest.fixture
     def run_script(self, monkeypatch):
         """Runs the script's `main` as its last line does, in this process: importing everything anew takes long."""
-        from convert_wan_animate import main
-        from repository import run
+        from diffusers_dreamactor.conversion.convert_wan_animate import main
+        from diffusers_dreamactor.conversion.repository import run
 
         handler = signal.getsignal(signal.SIGTERM)
 

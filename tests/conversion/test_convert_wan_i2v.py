@@ -79,7 +79,7 @@ def make_source(name: str, folder: Path) -> tuple[WanTransformer3DModel, Path]:
 @pytest.fixture(scope="module")
 def sources(tmp_path_factory):
     """Source and converted repository of each model, made once."""
-    from convert_wan_i2v import convert
+    from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
     made = {}
 
@@ -159,7 +159,7 @@ class TestStartingPoint:
         assert torch.equal(tensors["blocks.0.ref_attn.norm_q.weight"], torch.ones(24))
 
     def test_seed_decides_what_is_random(self, sources, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         _, source, output = sources("wan2.1-t2v-1.3b")
         repositories = [output, tmp_path / "same", tmp_path / "other"]
@@ -204,7 +204,7 @@ class TestStartingPoint:
         assert video.shape == (7, 32, 64, 3) and np.isfinite(video).all() and video.std() > 0.01
 
     def test_trained_face_motion_encoder(self, sources, converted, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         source = sources("wan2.1-t2v-1.3b")[1]
         convert(str(source), tmp_path / "output", face_motion_encoder=str(converted), face_attention_interval=2)
@@ -223,7 +223,7 @@ class TestExperts:
     @torch.no_grad()
     @pytest.mark.parametrize("expert", ["high", "low"])
     def test_the_chosen_one(self, sources, tmp_path, expert):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         source = sources("wan2.2-i2v-a14b")[1]
         convert(str(source), tmp_path / "output", expert=expert)
@@ -237,7 +237,7 @@ class TestExperts:
         assert not torch.equal(other["proj_out.weight"], expected["proj_out.weight"])
 
     def test_has_to_be_chosen(self, sources, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         with pytest.raises(ValueError, match="--expert high.*--expert low"):
             convert(str(sources("wan2.2-i2v-a14b")[1]), tmp_path / "output")
@@ -249,7 +249,7 @@ class TestExperts:
 class TestOriginalNaming:
     @pytest.mark.parametrize("name", ["wan2.1-i2v-14b", "wan2.1-t2v-1.3b"])
     def test_folder(self, sources, name, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         transformer, source, output = sources(name)
         (tmp_path / "original").mkdir()
@@ -269,7 +269,7 @@ class TestOriginalNaming:
         assert configs[1] == configs[0] | {"rope_max_seq_len": 1024}
 
     def test_experts_of_an_original_repository(self, sources, tmp_path):
-        from convert_wan_i2v import find_transformer
+        from diffusers_dreamactor.conversion.convert_wan_i2v import find_transformer
 
         for folder in ("high_noise_model", "low_noise_model"):
             (tmp_path / folder).mkdir()
@@ -286,7 +286,7 @@ class TestErrors:
         return copy
 
     def test_control_model(self, sources, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         source = self.change(
             sources("wan2.1-i2v-14b")[1], tmp_path / "source", "transformer/config.json", in_channels=52
@@ -295,7 +295,7 @@ class TestErrors:
             convert(str(source), tmp_path / "output")
 
     def test_vae_of_another_model(self, sources, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         transformer = original_state_dict(sources("wan2.1-t2v-1.3b")[0].state_dict())
         (tmp_path / "original").mkdir()
@@ -305,13 +305,13 @@ class TestErrors:
             convert(str(tmp_path / "original"), tmp_path / "output", components=str(sources("wan2.2-ti2v-5b")[1]))
 
     def test_other_pipelines(self, sources, wan_animate_source, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         with pytest.raises(ValueError, match="WanAnimatePipeline"):
             convert(str(wan_animate_source), tmp_path / "output")
 
     def test_nothing_is_left_when_it_fails_late(self, sources, tmp_path):
-        from convert_wan_i2v import convert
+        from diffusers_dreamactor.conversion.convert_wan_i2v import convert
 
         source = self.change(sources("wan2.1-i2v-14b")[1], tmp_path / "source", "model_index.json")
         (source / "text_encoder" / "model.safetensors").unlink()

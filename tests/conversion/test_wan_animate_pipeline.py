@@ -147,7 +147,7 @@ class TestSameFrames:
         assert (other - expected).abs().max() > 1e-3
 
     def test_own_prompt_with_the_text_encoder_kept(self, compare, wan_animate_source, tmp_path):
-        from convert_wan_animate import convert
+        from diffusers_dreamactor.conversion.convert_wan_animate import convert
 
         convert(str(wan_animate_source), tmp_path / "with-text", keep_text_encoder=True)
         pipeline = DreamActorPipeline.from_pretrained(tmp_path / "with-text")

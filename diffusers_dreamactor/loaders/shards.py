@@ -3,6 +3,7 @@
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -36,19 +37,25 @@ _HEADER_DTYPES = {
 @dataclass
 class LazyTensor:
     """
-    A tensor that is read, or made, when its shard is written.
+    A tensor that is read, or made, when it is asked for.
 
     Args:
         meta (`torch.Tensor` on the meta device): Its shape and dtype.
-        load (`Callable[[], torch.Tensor]`): Gives it, in memory of its own.
+        read (`Callable[[], torch.Tensor]`): Gives it, in memory of its own.
+        view (`Callable[[], torch.Tensor]`, *optional*): Gives it as a part of the file, mapped into memory.
     """
 
     meta: torch.Tensor
-    load: Callable[[], torch.Tensor]
+    read: Callable[[], torch.Tensor]
+    view: Callable[[], torch.Tensor] | None = None
+
+    def load(self) -> torch.Tensor:
+        """The tensor, mapped where it can be."""
+        return self.read() if self.view is None else self.view()
 
     def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "LazyTensor":
         """The tensor after `function`, which has to work on the meta device too."""
-        return LazyTensor(function(self.meta), lambda: function(self.load()))
+        return LazyTensor(function(self.meta), lambda: function(self.read()))
 
     def to(self, dtype: torch.dtype | None) -> "LazyTensor":
         """The tensor in another floating-point dtype; `None`, and whole numbers, leave it as it is."""
@@ -63,6 +70,8 @@ class WeightReader(Mapping):
 
     Args:
         path (`Path`): A folder with one model's weights (an index and its shards, or one file), or a `.safetensors` file.
+        variant (`str`, *optional*): `"fp16"` for the files that have it before their suffix; those without when `None`.
+        mapped (`bool`): Whether `LazyTensor.load` gives parts of the file, which then stays open as long as they are used.
 
     Attributes:
         largest_shard (`int`): Size of the largest file in bytes.
@@ -71,32 +80,36 @@ class WeightReader(Mapping):
         OSError: No weights, only pickled ones, a shard that is missing, or a file that is cut off.
     """
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, variant: str | None = None, mapped: bool = False):
         self.path = path
         index = None
         if path.is_file():
             files = [path]
         else:
-            files, index = _find_files(path)
+            files, index = _find_files(path, variant)
         self.largest_shard = max(file.stat().st_size for file in files)
         self._tensors: dict[str, LazyTensor] = {}
         for file in files:
-            self._add_file(file)
+            self._add_file(file, mapped)
         for key, name in (index or {}).items():
             if key not in self._tensors:
                 raise OSError(f"`{path / name}` has no tensor `{key}`, which the index of its folder says it has.")
 
-    def _add_file(self, file: Path) -> None:
+    def _add_file(self, file: Path, mapped: bool) -> None:
         if file.suffix in PICKLE_SUFFIXES:
             raise OSError(f"`{file}` is a pickle, but only safetensors are read: pickles can run code.")
         try:
+            opened = safe_open(file, framework="pt") if mapped else None
             with safe_open(file, framework="pt") as shard:
                 for key in shard.keys():
-                    view = shard.get_slice(key)
-                    if view.get_dtype() not in _HEADER_DTYPES:
-                        raise OSError(f"`{file}` has `{key}` in the dtype {view.get_dtype()}, which is not supported.")
-                    meta = torch.empty(view.get_shape(), dtype=_HEADER_DTYPES[view.get_dtype()], device="meta")
-                    self._tensors[key] = LazyTensor(meta, lambda file=file, key=key: _read(file, key))
+                    header = shard.get_slice(key)
+                    if header.get_dtype() not in _HEADER_DTYPES:
+                        raise OSError(
+                            f"`{file}` has `{key}` in the dtype {header.get_dtype()}, which is not supported."
+                        )
+                    meta = torch.empty(header.get_shape(), dtype=_HEADER_DTYPES[header.get_dtype()], device="meta")
+                    view = partial(opened.get_tensor, key) if mapped else None
+                    self._tensors[key] = LazyTensor(meta, partial(_read, file, key), view)
         except SafetensorError as error:
             raise OSError(f"`{file}` is truncated or no safetensors file ({error}): download it again.") from error
 
@@ -110,10 +123,11 @@ class WeightReader(Mapping):
         return len(self._tensors)
 
 
-def _find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
+def _find_files(folder: Path, variant: str | None = None) -> tuple[list[Path], dict[str, str] | None]:
+    dotted = "" if variant is None else f".{variant}"
     if not folder.is_dir():
         raise OSError(f"`{folder}` is missing, but holds weights in a complete repository.")
-    indices = sorted(folder.glob("*.safetensors.index.json"))
+    indices = sorted(folder.glob(f"*.safetensors.index{dotted}.json"))
     if len(indices) > 1:
         raise OSError(f"`{folder}` has {len(indices)} indices of weights ({_names(indices)}), but one is accepted.")
     if indices:
@@ -123,7 +137,7 @@ def _find_files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
         if missing:
             raise OSError(f"`{folder}` lacks the shards {_names(missing)}, which `{indices[0].name}` names.")
         return files, weight_map
-    files = sorted(folder.glob("*.safetensors"))
+    files = sorted(file for file in folder.glob("*.safetensors") if Path(file.stem).suffix == dotted)
     if len(files) > 1:
         raise OSError(f"`{folder}` has {len(files)} safetensors files ({_names(files)}), but no index of shards.")
     if not files:
@@ -145,6 +159,12 @@ def _read(file: Path, key: str) -> torch.Tensor:
     # The file is closed after each tensor: pages of a mapped file stay resident as long as it is open.
     with safe_open(file, framework="pt") as shard:
         return shard.get_tensor(key).clone()
+
+
+def shorten(keys: list[str], count: int = 8) -> str:
+    """The first of many names, for an error."""
+    text = ", ".join(f"`{key}`" for key in keys[:count])
+    return text if len(keys) <= count else f"{text} and {len(keys) - count} more"
 
 
 def write_weights(

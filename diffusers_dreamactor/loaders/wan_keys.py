@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from diffusers.models.transformers.transformer_wan_animate import WAN_ANIMATE_MOTION_ENCODER_CHANNEL_SIZES
-from shards import LazyTensor
+
+from diffusers_dreamactor.loaders.shards import LazyTensor
 
 
 # Wan's text encoder always gives 512 tokens; Diffusers' attention counts on it to tell text from image tokens.

@@ -13,21 +13,24 @@ from typing import Any
 
 import diffusers
 import torch
-import transformers
 from accelerate import init_empty_weights
-from accelerate.hooks import attach_align_device_hook
 from diffusers import ModelMixin
-from diffusers.pipelines.wan.pipeline_wan_animate import prompt_clean
 from huggingface_hub import snapshot_download
-from shards import MAX_SHARD_BYTES, PICKLE_SUFFIXES, LazyTensor, WeightReader, write_weights
 
+from diffusers_dreamactor.loaders.shards import (
+    MAX_SHARD_BYTES,
+    PICKLE_SUFFIXES,
+    LazyTensor,
+    WeightReader,
+    shorten,
+    write_weights,
+)
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
 
 
 LIBRARY = "diffusers_dreamactor"
-SEQUENCE_LENGTH = 512
 
 # `DreamActorPipeline`'s components in the order of its arguments; the ones that are missing are written as null.
 COMPONENTS = (
@@ -172,10 +175,10 @@ def write_model(
     ignored = getattr(model, "_keys_to_ignore_on_load_unexpected", None) or []
     unknown = [key for key in tensors if key not in expected and not any(word in key for word in ignored)]
     if unknown:
-        raise ValueError(f"The source has tensors that {name} has no place for: {_shorten(unknown)}.")
+        raise ValueError(f"The source has tensors that {name} has no place for: {shorten(unknown)}.")
     missing = [key for key in expected if key not in tensors]
     if missing:
-        raise ValueError(f"The source lacks tensors of {name}: {_shorten(missing)}.")
+        raise ValueError(f"The source lacks tensors of {name}: {shorten(missing)}.")
     for key, shape in expected.items():
         if tuple(tensors[key].meta.shape) != shape:
             raise ValueError(
@@ -189,11 +192,6 @@ def write_model(
     folder.mkdir(parents=True, exist_ok=True)
     model.save_config(folder)
     write_weights(folder, tensors, name, max_shard_bytes=max_shard_bytes)
-
-
-def _shorten(keys: list[str], count: int = 8) -> str:
-    text = ", ".join(f"`{key}`" for key in keys[:count])
-    return text if len(keys) <= count else f"{text} and {len(keys) - count} more"
 
 
 def write_vae(source: Path, target: Path) -> None:
@@ -228,65 +226,6 @@ def copy_component(source: Path, target: Path, dtype: torch.dtype | None = None)
     if rewrite:
         tensors = {key: tensor.to(dtype) for key, tensor in reader.items()}
         write_weights(target, tensors, target.name, weights_name="model", max_shard_bytes=shard_bytes(reader))
-
-
-class _Float32Weights(Mapping):
-    """A text encoder's weights for accelerate's offloading hooks: read when a layer runs, dropped after it."""
-
-    def __init__(self, folder: Path, expected: list[str]):
-        reader = WeightReader(folder)
-        self._tensors = {key: reader[key].to(torch.float32) for key in reader}
-        if "shared.weight" in reader:
-            # Saved once for both names.
-            self._tensors.setdefault("encoder.embed_tokens.weight", self._tensors["shared.weight"])
-        missing = [key for key in expected if key not in self._tensors]
-        if missing:
-            raise ValueError(f"`{folder}` lacks tensors of the text encoder: {_shorten(missing)}.")
-
-    def __getitem__(self, key: str) -> torch.Tensor:
-        return self._tensors[key].load()
-
-    def __iter__(self):
-        return iter(self._tensors)
-
-    def __len__(self) -> int:
-        return len(self._tensors)
-
-
-@torch.no_grad()
-def encode_prompts(source: Path, index: Mapping[str, Any], prompts: list[str]) -> torch.Tensor:
-    """
-    Text states in float32, with one layer of the text encoder in memory at a time.
-
-    Args:
-        source (`Path`): A Diffusers repository with `text_encoder` and `tokenizer`.
-        index: Its `model_index.json`.
-        prompts (`list[str]`): What is encoded, each on its own.
-
-    Returns:
-        `torch.Tensor` of shape `(prompts, 512, text_dim)`, zeros after a prompt's last token, as Wan was trained.
-    """
-    for name in ("text_encoder", "tokenizer"):
-        if index.get(name, (None, None))[0] != "transformers" or not (source / name).is_dir():
-            raise OSError(f"`{source}` has no `{name}`, which encodes the prompt that is stored in the repository.")
-    tokenizer = getattr(transformers, index["tokenizer"][1]).from_pretrained(source / "tokenizer")
-    encoder_class = getattr(transformers, index["text_encoder"][1])
-    config = encoder_class.config_class.from_pretrained(source / "text_encoder")
-    with init_empty_weights():
-        text_encoder = encoder_class(config).eval()
-    weights = _Float32Weights(source / "text_encoder", list(text_encoder.state_dict()))
-    attach_align_device_hook(text_encoder, execution_device="cpu", offload=True, weights_map=weights)
-
-    inputs = tokenizer(
-        [prompt_clean(prompt) for prompt in prompts],
-        padding="max_length",
-        max_length=SEQUENCE_LENGTH,
-        truncation=True,
-        return_attention_mask=True,
-        return_tensors="pt",
-    )
-    states = text_encoder(inputs.input_ids, inputs.attention_mask).last_hidden_state
-    return states * inputs.attention_mask.unsqueeze(-1)
 
 
 def write_prompt_embedding(target: Path, states: torch.Tensor, prompt: str) -> None:
