@@ -27,7 +27,7 @@ USUAL_PROMPT = "视频中的人在做动作"
 MODEL_CLASSES = {"transformer": DreamActorTransformer3DModel, "face_motion_encoder": FaceMotionEncoder}
 _TEXT_ENCODER = "text_encoder/*.safetensors"
 # Tensors are put into a model so many at a time: one by one, Diffusers would list the model's names for each.
-_TENSORS_AT_ONCE = 32
+_TENSORS_AT_ONCE = 4
 
 
 def find_repository(name_or_path: str, with_text_encoder: bool = False, **hub: Any) -> Path:
