@@ -91,11 +91,21 @@ class WeightReader(Mapping):
         self._tensors: dict[str, LazyTensor] = {}
         for file in files:
             self._add_file(file, mapped)
+        if any(".lora_" in key for key in self._tensors):
+            raise ValueError(
+                f"`{path}` is a LoRA, but a model's weights are needed: `pipe.load_lora_weights` loads it, and"
+                " `dreamactor convert lora` renames it."
+            )
         for key, name in (index or {}).items():
             if key not in self._tensors:
                 raise OSError(f"`{path / name}` has no tensor `{key}`, which the index of its folder says it has.")
 
     def _add_file(self, file: Path, mapped: bool) -> None:
+        if file.suffix == ".gguf":
+            raise OSError(
+                f"`{file}` is a GGUF file, which holds quantised weights, but safetensors are read here:"
+                " `DreamActorTransformer3DModel.from_single_file` loads it as it is."
+            )
         if file.suffix in PICKLE_SUFFIXES:
             raise OSError(f"`{file}` is a pickle, but only safetensors are read: pickles can run code.")
         try:
