@@ -76,7 +76,7 @@ def _register() -> None:
         pipeline_loading_utils.ALL_IMPORTABLE_CLASSES[component.__name__] = _METHODS
     for cls in [DreamActorPipeline, DreamActorWanAnimatePipeline, *_MODELS]:
         setattr(diffusers, cls.__name__, cls)
-    register_single_file()
+    register_single_file(DreamActorTransformer3DModel)
 
 
 _register()

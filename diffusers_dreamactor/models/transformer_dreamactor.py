@@ -14,7 +14,7 @@ from diffusers.hooks._helpers import (
     TransformerBlockRegistry,
     _skip_proc_output_fn_Attention_WanAttnProcessor2_0,
 )
-from diffusers.loaders import FromOriginalModelMixin, PeftAdapterMixin
+from diffusers.loaders import PeftAdapterMixin
 from diffusers.models._modeling_parallel import ContextParallelInput, ContextParallelOutput
 from diffusers.models.attention import AttentionMixin, FeedForward
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -29,6 +29,8 @@ from diffusers.models.transformers.transformer_wan_animate import (
     WanAnimateFaceEncoder,
 )
 from diffusers.utils import apply_lora_scale
+
+from diffusers_dreamactor.loaders.single_file import DreamActorSingleFileMixin
 
 from .condition_cache import BlockConditionCache, ConditionCache
 
@@ -494,7 +496,7 @@ class DreamActorTransformerBlock(nn.Module):
 
 
 class DreamActorTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, FromOriginalModelMixin, CacheMixin, AttentionMixin
+    ModelMixin, ConfigMixin, PeftAdapterMixin, DreamActorSingleFileMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The video diffusion transformer of DreamActor-M1: noise tokens, reference tokens, pose latents and face tokens.
