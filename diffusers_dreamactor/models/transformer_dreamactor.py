@@ -30,7 +30,7 @@ from diffusers.models.transformers.transformer_wan_animate import (
 )
 from diffusers.utils import apply_lora_scale
 
-from diffusers_dreamactor.loaders.single_file import DreamActorSingleFileMixin
+from diffusers_dreamactor.models.single_file import DreamActorSingleFileMixin
 
 from .condition_cache import BlockConditionCache, ConditionCache
 

@@ -8,7 +8,7 @@ import torch
 from diffusers import GGUFQuantizationConfig, WanAnimateTransformer3DModel, WanTransformer3DModel
 from safetensors.torch import save_file
 
-from diffusers_dreamactor.loaders.single_file import register_single_file
+from diffusers_dreamactor.models.single_file import register_single_file
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
 
@@ -329,7 +329,12 @@ def test_fp8_of_joint_projections_and_without_scales(tmp_path):
         state_dict | {f"{name}.weight": stored, f"{name}.scale_weight": scale, "blocks.0.ffn.0.weight": plain},
         tmp_path / "fp8.safetensors",
     )
-    model = DreamActorTransformer3DModel.from_single_file(tmp_path / "fp8.safetensors", config=config)
+    model = DreamActorTransformer3DModel.from_single_file(
+        tmp_path / "fp8.safetensors", config=config, dtype=torch.float32
+    )
+    # who names no dtype gets that of the other tensors
+    plainly = DreamActorTransformer3DModel.from_single_file(tmp_path / "fp8.safetensors", config=config)
+    assert {parameter.dtype for parameter in plainly.parameters()} == {torch.float32}
     meant = state_dict | {f"{name}.weight": stored.float() * scale[:, None], "blocks.0.ffn.0.weight": plain.float()}
     save_file(meant, tmp_path / "meant.safetensors")
     full = DreamActorTransformer3DModel.from_single_file(tmp_path / "meant.safetensors", config=config)
@@ -337,7 +342,9 @@ def test_fp8_of_joint_projections_and_without_scales(tmp_path):
     assert model.blocks[0].ffn.net[0].proj.weight.dtype == torch.float8_e4m3fn
     inputs = make_inputs(references=True)
     inputs.pop("reference_hidden_states")
-    torch.testing.assert_close(model(**inputs).sample, full(**inputs).sample, atol=1e-4, rtol=1e-4)
+    expected = full(**inputs).sample
+    for each in (model, plainly):
+        torch.testing.assert_close(each(**inputs).sample, expected, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(

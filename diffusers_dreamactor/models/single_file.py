@@ -54,8 +54,8 @@ class DreamActorSingleFileMixin(FromOriginalModelMixin):
         or without a prefix such as `model.diffusion_model.`
 
         Weights in fp8 (with scales for a tensor or for each output channel, `scale_weight` or `weight_scale`) stay in fp8
-        and are upcast in the layer (by Diffusers' `BFLQuantizationConfig`; GPUs with fp8 matrix units use those); a GGUF
-        file's stay quantised.
+        and are upcast in the layer (by Diffusers' `BFLQuantizationConfig`; GPUs with fp8 matrix units use those). In a file
+        whose other tensors are float32 they become float32, too, unless a `dtype` is given; a GGUF file's stay quantised.
 
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`): The file, its link on the Hub, or its tensors.
@@ -97,10 +97,12 @@ class DreamActorSingleFileMixin(FromOriginalModelMixin):
                 kwargs["quantization_config"] = GGUFQuantizationConfig(compute_dtype=dtype or torch.bfloat16)
         checkpoint = _strip_prefixes(checkpoint)
         if kwargs.get("quantization_config") is None and any(t.dtype in _FP8_DTYPES for t in checkpoint.values()):
+            keep = True
             if dtype is None:
                 others = {t.dtype for t in checkpoint.values() if t.is_floating_point() and t.dtype not in _FP8_DTYPES}
                 dtype = torch.float32 if others == {torch.float32} else torch.bfloat16
-            checkpoint = _read_fp8(checkpoint, dtype)
+                keep = dtype != torch.float32
+            checkpoint = _read_fp8(checkpoint, dtype, keep)
             if any(key.endswith(".weight_scale") for key in checkpoint):
                 kwargs["quantization_config"] = BFLQuantizationConfig(compute_dtype=dtype)
         return super().from_single_file(checkpoint, model_class=cls, **kwargs)
@@ -114,10 +116,11 @@ def _strip_prefixes(checkpoint: dict[str, torch.Tensor]) -> dict[str, torch.Tens
     return stripped
 
 
-def _read_fp8(checkpoint: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+def _read_fp8(checkpoint: dict[str, torch.Tensor], dtype: torch.dtype, keep: bool) -> dict[str, torch.Tensor]:
     """
     An fp8 file's tensors in the one form that Diffusers' loader for them takes: matrices in e4m3 with a float32
-    `weight_scale` for each output channel. Other tensors, and other kinds of fp8, are dequantised to `dtype`.
+    `weight_scale` for each output channel. Other tensors, other kinds of fp8, and all of them without `keep`, are
+    dequantised to `dtype`.
 
     Raises:
         ValueError: For scales that are neither one for a tensor nor one for each output channel.
@@ -147,7 +150,7 @@ def _read_fp8(checkpoint: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[s
                 " scale for the tensor or one for each output channel is accepted."
             )
         scale = scale.flatten().expand(tensor.shape[0])
-        if tensor.ndim == 2 and tensor.dtype == torch.float8_e4m3fn:
+        if keep and tensor.ndim == 2 and tensor.dtype == torch.float8_e4m3fn:
             # Wan-Animate's joint projection is split here: Diffusers' renaming cannot split quantised weights.
             joint = module.endswith(".linear1_kv")
             names = [module.replace("linear1_kv", name) for name in ("to_k", "to_v")] if joint else [module]
