@@ -1,4 +1,4 @@
-"""The `dreamactor` command: animate, capture, demo, doctor."""
+"""The `dreamactor` command: animate, capture, convert, demo, doctor."""
 
 import argparse
 import importlib.metadata
@@ -40,6 +40,7 @@ EXTRAS = {
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
 }
+CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
 CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
 PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 # What errors of the library call its arguments, and the options that give them.
@@ -153,6 +154,12 @@ def build_parser() -> argparse.ArgumentParser:
         help="keep pictures of the face, of this size, so that the motion drives it, too; 0: none (default: %(default)s)",
     )
     capture.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4")
+
+    convert = commands.add_parser(
+        "convert", help="other weights to a repository, or a LoRA to another naming", add_help=False
+    )
+    convert.add_argument("kind", choices=list(CONVERSIONS), help="what is converted")
+    convert.add_argument("options", nargs=argparse.REMAINDER, help="see dreamactor convert KIND --help")
 
     commands.add_parser("doctor", help="versions, devices, extras and model files")
     return parser
@@ -380,12 +387,17 @@ def run_demo(args: argparse.Namespace) -> None:
 
 def run_capture(args: argparse.Namespace) -> None:
     """`dreamactor capture`."""
+    import numpy as np
+    from PIL import Image
+
     from diffusers_dreamactor.media import VideoReader
     from diffusers_dreamactor.motion.capture.download import download_capture_models
     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
     from diffusers_dreamactor.motion.retarget import resize_motion
+    from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
     from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
-    from diffusers_dreamactor.processors.preview import MAX_PANEL_HEIGHT
+    from diffusers_dreamactor.processors.preview import MAX_PANEL_HEIGHT, Preview
+    from diffusers_dreamactor.processors.reference import Reference
 
     if args.download:
         print(f"dreamactor: capture models are in {download_capture_models(args.models)}")
@@ -405,10 +417,25 @@ def run_capture(args: argparse.Namespace) -> None:
         # drawn as large as it is shown: at the size of the video it may not fit into memory
         scale = min(1, MAX_PANEL_HEIGHT / motion.height)
         height, width = round(motion.height * scale), round(motion.width * scale)
-        processor = MotionGuidanceProcessor(face_size=256)
-        guidance = processor(resize_motion(motion, height, width), height, width, frames=reader)
-        guidance.preview(driver=reader).save(preview)
+        inputs = AnimationInputs(
+            [Reference(Image.new("RGB", (width, height)), height, width)],
+            np.arange(len(motion)),
+            motion.fps,
+            MotionGuidanceProcessor(face_size=256),
+            motion=resize_motion(motion, height, width),
+            face_video=reader,
+        )
+        # drawn piece by piece: the guidance of a long video does not fit into memory
+        Preview(inputs, driver=reader).save(preview)
         print(f"dreamactor: wrote {preview}")
+
+
+def run_convert(args: argparse.Namespace) -> None:
+    """`dreamactor convert`."""
+    import importlib
+
+    conversion = importlib.import_module(f"diffusers_dreamactor.conversion.{CONVERSIONS[args.kind]}")
+    conversion.main(args.options)
 
 
 def run_doctor(args: argparse.Namespace) -> None:
@@ -447,8 +474,12 @@ def name_options(message: str) -> str:
     return re.sub(r'`(\w+)(?:="?(\w+)"?)?`', option, message)
 
 
+class _Terminated(BaseException):
+    """Asked to stop by SIGTERM: what is half written is removed on the way out, as for an interrupt."""
+
+
 def _terminate(signal_number: int, frame) -> None:
-    raise SystemExit(128 + signal_number)
+    raise _Terminated
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -456,7 +487,13 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     # what the libraries say while they are imported (that torchvision is not there) is of no use here
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
-    run = {"animate": run_animate, "capture": run_capture, "demo": run_demo, "doctor": run_doctor}[args.command]
+    run = {
+        "animate": run_animate,
+        "capture": run_capture,
+        "convert": run_convert,
+        "demo": run_demo,
+        "doctor": run_doctor,
+    }[args.command]
     former = signal.signal(signal.SIGTERM, _terminate)
     try:
         run(args)
@@ -469,9 +506,9 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("dreamactor: interrupted", file=sys.stderr)
         return 130
-    except SystemExit as stop:
+    except _Terminated:
         print("dreamactor: terminated", file=sys.stderr)
-        return stop.code
+        return 128 + signal.SIGTERM
     finally:
         signal.signal(signal.SIGTERM, former)
     return 0

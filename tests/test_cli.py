@@ -260,6 +260,14 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
         assert f"`--device` is {device}, but this machine's best device is" in capsys.readouterr().err
 
 
+def test_convert_is_the_scripts_of_the_checkout(tmp_path, capsys):
+    assert main(["convert", "lora", "--source", str(tmp_path / "no.safetensors"), "--output", str(tmp_path / "out")]) == 1
+    assert "dreamactor: error: `--source`" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["convert", "wan-animate", "--help"])
+    assert stopped.value.code == 0 and "--reverse" in capsys.readouterr().out
+
+
 def test_errors_name_options():
     assert name_options("`num_frames` is 3") == "`--frames` is 3"
     assert name_options('or `extend="hold"`, `"loop"`') == 'or `--extend hold`, `"loop"`'

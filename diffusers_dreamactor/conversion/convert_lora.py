@@ -135,5 +135,5 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--to", choices=("dreamactor", *LORA_NAMINGS), default="dreamactor", help="naming to write")
     parser.add_argument("--repository", type=Path, help="a DreamActor repository to check the LoRA against")
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights; default: the source's")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(arguments))
     convert(**arguments | {"dtype": DTYPES.get(arguments["dtype"])})

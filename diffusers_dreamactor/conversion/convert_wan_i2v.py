@@ -332,5 +332,5 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--capture-models", type=Path, help="folder of MediaPipe's models, to be in the repository")
     parser.add_argument("--keep-text-encoder", action="store_true", help="for prompts of your own; 11 GB")
     parser.add_argument("--seed", type=int, default=0, help="of what is initialised at random")
-    arguments = vars(parser.parse_args())
+    arguments = vars(parser.parse_args(arguments))
     convert(**arguments | {"dtype": DTYPES.get(arguments["dtype"])})
