@@ -8,9 +8,10 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from diffusers.utils import logging
 from PIL import Image
+
+from .video_color import FrameConverter
 
 
 logger = logging.get_logger(__name__)
@@ -18,9 +19,6 @@ logger = logging.get_logger(__name__)
 # Codecs whose packets hold one shown frame each, so that counting packets counts frames. Others are decoded to count
 # (VP8 has packets that show nothing, MPEG-4 has packed ones).
 _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
-
-# Conversion between RGB and YUV without the default's bias of about one level.
-EXACT_CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 
 # What `iterate_frames` holds of a video that it reads backwards: 10 frames of 3840x2160, 43 of 1920x1080.
 BACKWARDS_BYTES = 2**28
@@ -173,7 +171,7 @@ class VideoFile:
             if stream is None:
                 raise ValueError(f"`video` has no video stream: {path}")
             self.has_audio = len(container.streams.audio) > 0
-            self.time_base = stream.time_base
+            self.time_base, pixel_aspect = stream.time_base, stream.sample_aspect_ratio
             is_counted = stream.codec_context.name in _ONE_FRAME_PER_PACKET
             packets = [
                 (packet.pts, packet.duration or 0)
@@ -187,8 +185,7 @@ class VideoFile:
             rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         if not packets:
             raise ValueError(f"`video` has zero frames: {path}")
-        self._rotation = 0
-        self._read_first_frame()
+        self._read_first_frame(pixel_aspect)
         if not is_counted:
             packets = [(pts, duration) for pts, duration, _ in self._decoded()]
         packets.sort()
@@ -198,13 +195,10 @@ class VideoFile:
         self.duration = int(self.times[-1] - self.times[0]) + (packets[-1][1] or typical)
         self._find_rate(rates)
 
-    def _read_first_frame(self) -> None:
+    def _read_first_frame(self, pixel_aspect: Fraction | None) -> None:
         for _, _, frame in self._decoded():
-            self._rotation = round(frame.rotation / 90) % 4
-            self._coded_width, self._coded_height = frame.width, frame.height
-            self.width, self.height = frame.width, frame.height
-            if self._rotation % 2:
-                self.width, self.height = self.height, self.width
+            self._convert = FrameConverter(frame, pixel_aspect)
+            self.width, self.height = self._convert.width, self._convert.height
             return
         raise ValueError(f"`video` has zero frames that can be decoded: {self._path}")
 
@@ -255,7 +249,6 @@ class VideoFile:
             # The container's index led to a later place: decode from the beginning.
             decoded = self._decoded()
             upcoming = next(decoded, None)
-        reformatter = VideoReformatter()
         current, picture = None, None
         while index is not None:
             # A frame that the decoder left out is shown as its predecessor, as a player does.
@@ -265,21 +258,9 @@ class VideoFile:
             if current is None:
                 raise OSError(f"{self._path} could be opened, but no longer read.")
             if picture is None:
-                picture = self._to_rgb(current, reformatter)
+                picture = self._convert(current)
             yield picture.copy()
             index = next(indices, None)
-
-    def _to_rgb(self, frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-        picture = reformatter.reformat(
-            frame,
-            width=self._coded_width,
-            height=self._coded_height,
-            format="rgb24",
-            src_color_range=frame.color_range,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=EXACT_CONVERSION,
-        ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(picture, self._rotation))
 
 
 def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) -> np.ndarray:

@@ -15,7 +15,6 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .frame_sources import (
-    EXACT_CONVERSION,
     VideoFile,
     frames_in_memory,
     open_media,
@@ -23,6 +22,7 @@ from .frame_sources import (
     video_stream,
 )
 from .sound import audio_stream, check_samples, load_audio, write_sound
+from .video_color import EXACT_CONVERSION
 
 
 __all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "load_audio", "save_video"]
@@ -50,8 +50,8 @@ class VideoReader:
 
     A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate,
     or any file when `fps` is set, is resampled in time: frame i is the last one shown at or before `i / fps`, so that it
-    stays in step with the sound. Rotation from the file's metadata is applied; pixels that are not square are kept as
-    they are.
+    stays in step with the sound. What comes out is upright, of square pixels and of BT.709's colours, whatever the file
+    has; [`~video_color.FrameConverter`] says how.
 
     Args:
         video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
