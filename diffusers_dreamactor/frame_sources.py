@@ -24,6 +24,10 @@ _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
 BACKWARDS_BYTES = 2**28
 # Frames that it leaves out are decoded up to this many at a time; over more it seeks.
 WIDE_GAP = 32
+# Frames a second that cameras and films have.
+_USUAL_RATES = tuple(
+    Fraction(rate) for rate in ("24000/1001", 24, 25, "30000/1001", 30, 48, 50, "60000/1001", 60, 90, 100, 120, 240)
+)
 
 
 def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) -> np.ndarray | None:
@@ -203,23 +207,51 @@ class VideoFile:
         raise ValueError(f"`video` has zero frames that can be decoded: {self._path}")
 
     def _find_rate(self, rates: list[Fraction]) -> None:
-        """A file is of constant rate when no frame is half a frame or more away from that rate's grid."""
-        elapsed = self.times - self.times[0]
+        """
+        A file is of constant rate when no frame is half a frame or more away from that rate's grid. Another one has the
+        rate that most of its frames follow each other at, or the next usual one at which no frame is a frame late.
+        """
+        seconds = (self.times - self.times[0]) * float(self.time_base)
+        intervals = np.diff(seconds)
+        nominal = None
+        if len(intervals):
+            near = np.abs(intervals / np.median(intervals) - 1) < 0.25
+            nominal = 1 / intervals[near].mean()
         for rate in rates:
-            interval = 1 / (float(rate) * float(self.time_base))
-            if np.abs(elapsed - np.arange(self.num_frames) * interval).max() < interval / 2:
+            # A frame that was dropped makes the average lower than the rate.
+            if nominal is None or (
+                abs(float(rate) / nominal - 1) < 0.01
+                and np.abs(seconds * float(rate) - np.arange(self.num_frames)).max() < 0.5
+            ):
                 self.rate, self.is_constant_rate = rate, True
                 return
-        if self.duration == 0:
-            self.rate, self.is_constant_rate = (rates or [Fraction(24)])[0], True
+        if nominal is None:
+            self.rate, self.is_constant_rate = Fraction(24), True
             return
-        self.rate = (self.num_frames / (self.duration * self.time_base)).limit_denominator(100_000)
         self.is_constant_rate = False
+        closest = min([*rates, *_USUAL_RATES], key=lambda rate: abs(float(rate) - nominal))
+        if abs(float(closest) / nominal - 1) > 0.03:
+            closest = Fraction(nominal).limit_denominator(1001)
+        for rate in [closest, *(rate for rate in _USUAL_RATES if rate > closest)]:
+            self.rate = rate
+            if np.abs(self._places() - seconds * float(rate)).max() < 1:
+                return
+        self.rate = Fraction(1 / intervals.min()).limit_denominator(1001)
+
+    def _places(self) -> np.ndarray:
+        """The frame of the grid at `rate` at which each frame begins to be shown: the nearest that is free."""
+        nearest = np.rint((self.times - self.times[0]) * float(self.time_base * self.rate)).astype(np.int64)
+        index = np.arange(self.num_frames)
+        return np.maximum.accumulate(nearest - index) + index
 
     def indices_at(self, rate: Fraction) -> np.ndarray | None:
         """Source frame of each output frame at a constant `rate`, or `None` when they are the same frames."""
         if self.is_constant_rate:
             return resampled_indices(self.num_frames, self.rate, rate)
+        if rate == self.rate:
+            places = self._places()
+            count = max(places[-1] + 1, round(self.duration * self.time_base * rate))
+            return np.searchsorted(places, np.arange(count), side="right") - 1
         ticks_per_frame = 1 / (rate * self.time_base)
         # A timestamp is rounded to whole ticks, so half a tick late is in time.
         count = max(1, -((1 - 2 * self.duration) // (2 * ticks_per_frame))) if self.duration else 1

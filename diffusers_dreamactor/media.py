@@ -2,6 +2,7 @@
 
 import os
 import uuid
+import weakref
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -48,9 +49,9 @@ class VideoReader:
     """
     Frames of a video, one at a time: exact, in presentation order, upright, in memory that does not grow with its length.
 
-    A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate,
-    or any file when `fps` is set, is resampled in time: frame i is the last one shown at or before `i / fps`, so that it
-    stays in step with the sound. What comes out is upright, of square pixels and of BT.709's colours, whatever the file
+    A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate is
+    read at the rate that its frames mostly have, none of them left out and each repeated for as long as it is shown. With
+    another `fps`, frame i is the last one shown at or before `i / fps`. Either way it stays in step with the sound. What comes out is upright, of square pixels and of BT.709's colours, whatever the file
     has; [`~video_color.FrameConverter`] says how.
 
     Args:
@@ -58,7 +59,7 @@ class VideoReader:
             A file; a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an array `(F, H, W, 3)`; a tensor
             `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1].
         fps (`float` or `Fraction`, *optional*):
-            For a file or a reader the rate to resample to (default: its own; the average of a variable rate). For frames
+            For a file or a reader the rate to resample to (default: its own; of a variable rate, the one that its frames mostly have). For frames
             in memory the rate that they have (default 24).
         num_frames (`int`, *optional*):
             Read only so many frames from the start, when there are more. A reader of a reader that was cut short has no
@@ -193,7 +194,9 @@ class VideoWriter:
         self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
+        self._sound = None
         self._closed = False
+        self._abandoned = None
         self.num_frames = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -251,7 +254,13 @@ class VideoWriter:
         self._reformatter = VideoReformatter()
         options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
         self._container = av.open(f"file:{self._aside}", "w", container_options=options)
-        self._video = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self._crf)})
+        # A writer that nobody closes, until the interpreter ends, leaves no file either.
+        self._abandoned = weakref.finalize(self, _abandon, self._container, self._aside)
+        # Neither how many cores there are nor how they are scheduled may show: without `mbtree`, and with a fixed
+        # number of threads that share no frame, the same frames give the same bytes.
+        options = {"crf": str(self._crf), "x264-params": "mbtree=0"}
+        self._video = self._container.add_stream("libx264", rate=self.rate, options=options)
+        self._video.codec_context.thread_count, self._video.codec_context.thread_type = 4, "FRAME"
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = 1 / self.rate
@@ -283,11 +292,20 @@ class VideoWriter:
             self._discard()
 
     def _discard(self) -> None:
-        if self._container is not None:
-            self._container.close()
-            if self._sound is not None:
-                self._sound.close()
-        self._aside.unlink(missing_ok=True)
+        if self._sound is not None:
+            self._sound.close()
+        if self._abandoned is not None:
+            self._abandoned()
+
+
+def _abandon(container, path: Path) -> None:
+    """Closes an output and removes its file, also where closing fails because the disk is full."""
+    try:
+        container.close()
+    except (OSError, av.error.FFmpegError) as error:
+        logger.debug(f"{path} could not be finished: {error}")
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def save_video(

@@ -111,12 +111,17 @@ def write_sound(output, source: "Path | tuple[np.ndarray, int]", start: float) -
 
 def _copy_sound(output, container, template) -> Iterator[None]:
     copied = output.add_stream_from_template(template)
+    has_edit_lists = output.format.name != "matroska"
     offset = round(time_origin(container) / template.time_base)
     until = yield
     for packet in container.demux(template):
         if packet.size == 0 or packet.pts is None:
             continue
         packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+        # What is heard before the picture is left out, but for the packet that AAC's decoder needs to begin with; a
+        # container without edit lists would begin with that one.
+        if packet.pts < -(packet.duration or 0) * has_edit_lists:
+            continue
         # Whole packets only: the last one is the one whose middle is still within the video.
         middle = float((packet.pts + (packet.duration or 0) / 2) * template.time_base)
         while middle > until:
