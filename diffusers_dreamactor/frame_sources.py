@@ -9,8 +9,10 @@ import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from diffusers.utils import logging
+from imageio.v3 import imopen
 from PIL import Image
 
+from .pictures import to_rgb
 from .video_color import FrameConverter
 
 
@@ -39,14 +41,6 @@ def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) ->
     return np.array([i * step.numerator // step.denominator for i in range(count)], dtype=np.int64)
 
 
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A PIL image as 8-bit RGB. Grey of 16 bits is scaled to 8, where Pillow would clip it to white."""
-    # Pillow also holds 16 bits as "I", the mode of 32-bit integers; values up to 255 there are those of 8 bits.
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.getextrema()[1] > 255):
-        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-    return picture.convert("RGB")
-
-
 def _floats_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
     if not np.isfinite(values).all():
         raise ValueError(f"`{name}` holds values that are not finite (NaN or infinity).")
@@ -67,18 +61,48 @@ def _check_pixels(frames: np.ndarray, name: str, layout: str) -> None:
         raise ValueError(f"`{name}` has dtype {frames.dtype}, but uint8 or a floating-point type is needed.")
 
 
+def _mask_to_grey(mask: np.ndarray) -> np.ndarray:
+    """Masks `(..., H, W)` of bool, of 0 and 1, of 0 to 255, or floating-point in [0, 1], as grey pictures `(..., H, W, 3)`."""
+    if mask.dtype == bool or (np.issubdtype(mask.dtype, np.integer) and mask.size and set(np.unique(mask)) <= {0, 1}):
+        mask = mask.astype(np.uint8) * 255
+    elif np.issubdtype(mask.dtype, np.integer) and mask.size and mask.min() >= 0 and mask.max() <= 255:
+        mask = mask.astype(np.uint8)
+    return np.broadcast_to(mask[..., None], (*mask.shape, 3))
+
+
 def frames_in_memory(frames, name: str) -> "FramesInMemory":
     """Pictures in memory behind one face; see `VideoReader` for what is taken."""
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
         frames = (frames.float() if frames.is_floating_point() else frames).numpy()
-        _check_pixels(frames, name, "(F, 3, H, W)")
-        frames = frames.transpose(0, 2, 3, 1)
+        if frames.ndim == 4 and frames.shape[1] == 1:
+            frames = _mask_to_grey(frames[:, 0])
+        elif frames.ndim == 3 and (frames.shape[0] != 3 or frames.dtype == bool):
+            frames = _mask_to_grey(frames)
+        else:
+            frames = frames.astype(np.uint8) * 255 if frames.dtype == bool else frames
+            _check_pixels(frames, name, "(F, 3, H, W)")
+            frames = frames.transpose(0, 2, 3, 1)
+        _check_pixels(frames, name, "(F, H, W, 3)")
     elif isinstance(frames, np.ndarray):
+        if frames.ndim == 4 and frames.shape[3] == 1:
+            frames = _mask_to_grey(frames[..., 0])
+        elif frames.ndim == 3 and frames.shape[2] not in (3, 4):
+            frames = _mask_to_grey(frames)
+        elif frames.dtype == bool:
+            frames = frames.astype(np.uint8) * 255
         _check_pixels(frames, name, "(F, H, W, 3)")
     elif isinstance(frames, (list, tuple)):
         frames = list(frames)
         for index, frame in enumerate(frames):
+            if isinstance(frame, torch.Tensor) and (frame.ndim == 2 or frame.shape[0] == 1):
+                frame = frame.detach().cpu().reshape(frame.shape[-2:])
+                frames[index] = frame = (frame.float() if frame.is_floating_point() else frame).numpy()
+            if isinstance(frame, np.ndarray):
+                if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+                    frames[index] = frame = _mask_to_grey(frame.reshape(frame.shape[:2]))
+                elif frame.dtype == bool:
+                    frames[index] = frame = frame.astype(np.uint8) * 255
             if isinstance(frame, np.ndarray):
                 _check_pixels(frame, f"{name}[{index}]", "(H, W, 3)")
             elif not isinstance(frame, Image.Image):
@@ -169,6 +193,10 @@ class VideoFile:
     def __init__(self, path: Path):
         self.path = str(path)
         self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        path = self._path
         self._has_times = True
         with open_media(path, "video", "video") as container:
             stream = video_stream(container)
@@ -192,6 +220,10 @@ class VideoFile:
         self._read_first_frame(pixel_aspect)
         if not is_counted:
             packets = [(pts, duration) for pts, duration, _ in self._decoded()]
+        self._set_times(packets, rates)
+
+    def _set_times(self, packets: list[tuple[int, int]], rates: list[Fraction]) -> None:
+        """Takes timestamp and duration of each frame, in ticks, and the rates that the file states."""
         packets.sort()
         self.times = np.unique(np.array([pts for pts, _ in packets], dtype=np.int64))
         self.num_frames = len(self.times)
@@ -293,6 +325,46 @@ class VideoFile:
                 picture = self._convert(current)
             yield picture.copy()
             index = next(indices, None)
+
+
+class AnimatedPicture(VideoFile):
+    """The source of a `VideoReader` over a WebP file, still or animated, which FFmpeg does not decode."""
+
+    has_audio = False
+    _has_times = True
+
+    def _open(self) -> None:
+        self.time_base = Fraction(1, 1000)
+        durations = []
+        try:
+            with Image.open(self._path) as picture:
+                for index in range(picture.n_frames):
+                    picture.seek(index)
+                    picture.load()
+                    # Browsers show a frame without a duration for a tenth of a second.
+                    durations.append(int(picture.info.get("duration", 0)) or 100)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"`video` is not a video that can be read ({error}): {self._path}") from error
+        self.width, self.height = picture.size
+        times = np.cumsum([0, *durations[:-1]])
+        self._set_times(list(zip(times.tolist(), durations)), [])
+
+    def _decoded(self, first: int | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
+        _check_file(self._path, "video")
+        with imopen(self._path, "r", plugin="pillow") as file:
+            for time, frame in zip(self.times, file.iter(mode="RGBA")):
+                yield time, 0, frame
+
+    def _convert(self, frame: np.ndarray) -> np.ndarray:
+        return np.array(to_rgb(Image.fromarray(frame)))
+
+
+def open_video(path: Path) -> VideoFile:
+    """The source of a `VideoReader` over a file, by what the file holds and not by its name."""
+    _check_file(path, "video")
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return AnimatedPicture(path) if start[:4] == b"RIFF" and start[8:] == b"WEBP" else VideoFile(path)
 
 
 def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) -> np.ndarray:

@@ -19,6 +19,7 @@ from .frame_sources import (
     VideoFile,
     frames_in_memory,
     open_media,
+    open_video,
     resampled_indices,
     video_stream,
 )
@@ -56,8 +57,9 @@ class VideoReader:
 
     Args:
         video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
-            A file; a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an array `(F, H, W, 3)`; a tensor
-            `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1].
+            A file (GIF, APNG and animated WebP, too); a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an
+            array `(F, H, W, 3)`; a tensor `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1]. Masks
+            may also be bool or whole numbers (0 and 1, or 0 to 255), without channels or with one: they become grey.
         fps (`float` or `Fraction`, *optional*):
             For a file or a reader the rate to resample to (default: its own; of a variable rate, the one that its frames mostly have). For frames
             in memory the rate that they have (default 24).
@@ -94,7 +96,7 @@ class VideoReader:
             else:
                 self._indices = self._resampled(rate)
         elif isinstance(video, (str, os.PathLike)):
-            self._source = VideoFile(Path(video))
+            self._source = open_video(Path(video))
             self._native_rate = self._source.rate
             self.rate = rate or self._source.rate
             self._indices = self._resampled(self.rate)

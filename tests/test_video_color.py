@@ -19,7 +19,7 @@ BT709_TO_P3 = np.linalg.inv([[1.22494, -0.22494, 0], [-0.042057, 1.042057, 0], [
 PATCHES = [(0, 0, 0), (60, 60, 60), (128, 128, 128), (150, 90, 70), (40, 110, 60), (60, 70, 140), (160, 150, 40)]
 
 
-def chart(width=16 * len(PATCHES), height=32):
+def chart(width=112, height=32):
     """Patches of colours that SDR shows, side by side, uint8 `(H, W, 3)` BT.709."""
     colours = np.repeat(np.array(PATCHES, dtype=np.uint8), width // len(PATCHES), axis=0)
     return np.repeat(colours[None], height, axis=0)
@@ -31,7 +31,9 @@ def patches_of(picture):
     return np.array([part[8:-8, 5:-5].mean(axis=(0, 1)) for part in columns])
 
 
-def write_signal(path, signal, matrix, transfer, primaries, limited=True, pixels="yuv420p10le", aspect=None, degrees=0):
+def write_signal(
+    path, signal, matrix, transfer, primaries, limited=True, pixels="yuv420p10le", aspect=None, degrees=0
+):
     """A video of four frames that show the RGB `signal` in [0, 1], tagged with what it is."""
     colour_range = ColorRange.MPEG if limited else ColorRange.JPEG
     source = av.VideoFrame.from_ndarray(signal.astype(np.float32), format="gbrpf32le")
@@ -152,6 +154,7 @@ def test_transparent_parts_of_animated_pictures_are_white(tmp_path, suffix):
     for i in range(3):
         frame = np.zeros((16, 24, 4), dtype=np.uint8)
         frame[4:12, 4 + 4 * i : 10 + 4 * i] = (200, 30, 30, 255)
+        frame[14, 1 + i] = (200, 30, 30, 255)
         frames.append(Image.fromarray(frame))
     path = tmp_path / f"moving{suffix}"
     options = {".gif": {"disposal": 2}, ".webp": {"lossless": True}, ".png": {"disposal": 1}}[suffix]

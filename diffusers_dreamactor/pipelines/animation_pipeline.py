@@ -31,13 +31,14 @@ from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
+from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.pipelines.preparation import PreparationMixin
 from diffusers_dreamactor.pipelines.sampling import SamplingOptions, takes_arguments_of
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
-from diffusers_dreamactor.processors.reference import Reference, load_picture
+from diffusers_dreamactor.processors.reference import Reference
 from diffusers_dreamactor.sound import check_samples
 
 
