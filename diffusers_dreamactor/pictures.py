@@ -63,7 +63,7 @@ def load_picture(image: Image.Image | str | os.PathLike | np.ndarray, name: str 
     8 bits. HEIC needs the extra `heic`.
 
     Args:
-        image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W)`, `(H, W, 3)` or `(H, W, 4)`)
+        image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
         name (`str`): what errors call it.
 
     Raises:
@@ -73,7 +73,7 @@ def load_picture(image: Image.Image | str | os.PathLike | np.ndarray, name: str 
     if isinstance(image, (str, os.PathLike)):
         image = _open_picture(image, name)
     elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or not (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
             raise ValueError(
                 f"`{name}` is an array of shape {image.shape} and type {image.dtype}, but it has to be uint8 (H, W, 3)."
             )

@@ -9,11 +9,12 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from ..frame_sources import hold_index, reflect_index
 from .skeleton import ARKIT_BLENDSHAPES, NUM_JOINTS
-from .tensor_file import read_arrays, write_arrays
+from .tensor_file import compress_pictures, decompress_pictures, read_arrays, write_arrays
 
 
 FORMAT_NAME = "diffusers_dreamactor.motion"
-FORMAT_VERSION = "1"
+# Version 1 has face crops as they are.
+FORMAT_VERSION, READ_VERSIONS = "2", ("1", "2")
 
 # Dimensions after the frames; `None` is free.
 _SHAPES = {
@@ -323,7 +324,7 @@ class MotionSequence:
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """
-        What `save` stores: arrays by `track.name`, and the rest as strings.
+        What `save` stores: arrays by `track.name`, face crops compressed, and the rest as strings.
 
         Raises:
             ValueError: the motion is not valid (see `validate`).
@@ -336,6 +337,10 @@ class MotionSequence:
                 value = getattr(track, field.name)
                 if value is not None:
                     arrays[f"{name}.{field.name}"] = value
+        # JPEG needs pixels.
+        if arrays.get("face.crops", np.empty(0)).size:
+            crops = arrays.pop("face.crops")
+            arrays["face.crop_files"], arrays["face.crop_file_ends"] = compress_pictures(crops)
         return arrays, {name: repr(getattr(self, name)) for name in ("fps", "width", "height", "focal_length")}
 
     @classmethod
@@ -347,6 +352,10 @@ class MotionSequence:
             ValueError: values that are not valid.
         """
         tracks = {}
+        if "face.crop_files" in arrays:
+            crops = decompress_pictures(arrays["face.crop_files"], arrays["face.crop_file_ends"])
+            arrays = {key: value for key, value in arrays.items() if not key.startswith("face.crop_file")}
+            arrays["face.crops"] = crops
         for name, track_class in _TRACKS.items():
             own = {key.split(".")[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
             if own:
@@ -382,7 +391,7 @@ class MotionSequence:
             FileNotFoundError: there is no such file.
             ValueError: the file is no motion, is of a newer format, or holds values that are not valid.
         """
-        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "motion"))
+        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, READ_VERSIONS, "motion"))
 
     def yaw(self) -> np.ndarray:
         """
