@@ -3,7 +3,7 @@
 import os
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -15,6 +15,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from diffusers.utils import logging
 from PIL import Image
 
+from .arguments import positive_number, whole_number
 from .frame_sources import (
     VideoFile,
     frames_in_memory,
@@ -23,11 +24,11 @@ from .frame_sources import (
     resampled_indices,
     video_stream,
 )
-from .sound import audio_stream, check_samples, load_audio, write_sound
+from .sound import audio_stream, load_audio, sound_source, write_sound
 from .video_color import EXACT_CONVERSION
 
 
-__all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "load_audio", "save_video"]
+__all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "check_output", "load_audio", "save_video"]
 
 logger = logging.get_logger(__name__)
 
@@ -37,6 +38,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 def _as_rate(fps) -> Fraction:
     """Frame rate as an exact fraction: 29.97002997 is 30000/1001."""
+    if isinstance(fps, (np.generic, np.ndarray, torch.Tensor)):
+        fps = positive_number("fps", fps)
     try:
         rate = Fraction(fps).limit_denominator(100_000)
     except (TypeError, ValueError, OverflowError) as error:
@@ -44,6 +47,55 @@ def _as_rate(fps) -> Fraction:
     if not 0 < rate <= 1000:
         raise ValueError(f"`fps` must be above 0 and at most 1000, but is {fps}.")
     return rate
+
+
+def check_output(
+    path: str | os.PathLike, suffixes: Iterable[str] = VIDEO_SUFFIXES, inputs: Iterable = (), name: str = "path"
+) -> Path:
+    """
+    Whether a file can be written, before the work whose result it is to hold: folders that are missing are made when it is
+    written, an existing file is replaced.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        suffixes (`Iterable[str]`): what its name may end in.
+        inputs (`Iterable`): what is read meanwhile, which the file must not replace; what is no path is passed over.
+        name (`str`): what errors call `path`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: another suffix, a name that is too long, or one of the inputs.
+        OSError: a folder of that name, a file where a folder is needed, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"`{name}` must end in one of {', '.join(suffixes)}, but is {path.name!r}.")
+    try:
+        is_folder = path.is_dir()
+        for given in inputs:
+            if isinstance(given, (str, os.PathLike)) and os.path.exists(given):
+                if path.exists() and os.path.samefile(given, path):
+                    raise ValueError(f"`{name}` is also an input, which it would replace: {path}")
+    except OSError as error:
+        raise OSError(f"`{name}` cannot be written ({error.strerror}): {path}") from error
+    if is_folder:
+        raise IsADirectoryError(f"`{name}` is a folder, but a file is to be written: {path}")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"`{name}` lies in {folder}, which is a file and no folder: {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"`{name}` cannot be written, since the folder {folder} does not permit it: {path}")
+    longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    # It is written aside first, under a name with so much around its own.
+    if any(len(os.fsencode(part)) > longest for part in path.parts) or len(os.fsencode(path.name)) + 39 > longest:
+        raise ValueError(
+            f"`{name}` has a name of {len(os.fsencode(path.name))} bytes, but at most {longest - 39} can be written here."
+        )
+    return path
 
 
 class VideoReader:
@@ -81,8 +133,7 @@ class VideoReader:
 
     def __init__(self, video, fps: float | Fraction | None = None, num_frames: int | None = None):
         rate = None if fps is None else _as_rate(fps)
-        if num_frames is not None and (num_frames < 1 or num_frames % 1):
-            raise ValueError(f"`num_frames` must be a positive whole number, but is {num_frames}.")
+        num_frames = None if num_frames is None else whole_number("num_frames", num_frames)
         self._indices = None
         if isinstance(video, VideoReader):
             self._source = video._source
@@ -106,7 +157,7 @@ class VideoReader:
         self.width, self.height = self._source.width, self._source.height
         self.num_frames = self._source.num_frames if self._indices is None else len(self._indices)
         if num_frames is not None:
-            self.num_frames = min(self.num_frames, int(num_frames))
+            self.num_frames = min(self.num_frames, num_frames)
         self.path, self.has_audio = self._source.path, self._source.has_audio
 
     def _resampled(self, rate: Fraction) -> np.ndarray | None:
@@ -161,6 +212,7 @@ class VideoWriter:
     A width or height that is odd, which yuv420p cannot have, grows by one repeated row or column, with a warning.
 
     Raises:
+        OSError: `path` cannot be written.
         ValueError: another suffix, `fps` or `crf` out of range, sound that cannot be read, frames of different sizes or a
             wrong type, or a block that ends without any frame.
     """
@@ -173,20 +225,14 @@ class VideoWriter:
         audio_start: float = 0.0,
         crf: int = 18,
     ):
-        self.path = Path(path)
-        if self.path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise ValueError(f"`path` must end in one of {', '.join(VIDEO_SUFFIXES)}, but is {self.path.name!r}.")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"`path` is a folder, but a file is to be written: {self.path}")
+        self.path = check_output(path)
         self.rate = _as_rate(fps)
         if not 0 <= crf <= 51:
             raise ValueError(f"`crf` must be in 0 to 51, but is {crf}.")
         if not (np.isfinite(audio_start) and audio_start >= 0):
             raise ValueError(f"`audio_start` must be 0 or more seconds, but is {audio_start}.")
-        if isinstance(audio, tuple):
-            audio = check_samples(*audio)
-        elif audio is not None:
-            audio = Path(audio)
+        audio = None if audio is None else sound_source(audio)
+        if isinstance(audio, Path):
             with open_media(audio, "audio", "sound file") as container:
                 if video_stream(container) is not None and not container.streams.audio:
                     logger.warning(f"The video {audio} has no sound, and neither will {self.path.name}.")
