@@ -1,5 +1,6 @@
 import hashlib
 import io
+import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -59,8 +60,12 @@ def url_path(name):
     return f"/{CAPTURE_MODELS[name][0]}/{name}"
 
 
-def test_fetches_the_three_bundles_with_a_progress_bar(server, tmp_path, capsys):
+def test_fetches_the_three_bundles_with_a_progress_bar_on_a_terminal(server, tmp_path, capsys, monkeypatch):
     base_url, files, asked = server
+    download_capture_models(tmp_path / "quiet", base_url=base_url)
+    assert capsys.readouterr().err == ""
+    asked.clear()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     folder = download_capture_models(tmp_path / "models", base_url=base_url)
     assert sorted(path.name for path in folder.iterdir()) == sorted(CAPTURE_MODELS)
     shown = capsys.readouterr().err

@@ -109,7 +109,9 @@ def download_capture_models(
         try:
             with urlopen(url, timeout=60) as response, open(aside, "wb") as file:
                 total = int(response.headers.get("Content-Length") or 0) or None
-                with tqdm(total=total, unit="B", unit_scale=True, desc=name, disable=not progress) as bar:
+                with tqdm(
+                    total=total, unit="B", unit_scale=True, desc=name, disable=None if progress else True
+                ) as bar:
                     while block := response.read(1 << 16):
                         file.write(block)
                         bar.update(len(block))
