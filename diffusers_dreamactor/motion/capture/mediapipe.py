@@ -261,7 +261,9 @@ def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool
     """Pictures `(F, size, size, 3)` of the faces with what is around them, and the squares `(F, 4)` that they show."""
     squares = [square_around(box, _CROP_SCALE) for box in boxes]
     crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
-    for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=None if progress else True)):
+    for index, frame in enumerate(
+        tqdm(reader, desc="Cutting faces", unit="frame", disable=None if progress else True)
+    ):
         crops[index] = cut_square(frame, squares[index], size)
     return crops, np.array(squares)
 
