@@ -324,7 +324,7 @@ class MotionSequence:
 
     def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         """
-        What `save` stores: arrays by `track.name`, face crops compressed, and the rest as strings.
+        What `save` stores: arrays by `track.name`, and the rest as strings.
 
         Raises:
             ValueError: the motion is not valid (see `validate`).
@@ -337,10 +337,6 @@ class MotionSequence:
                 value = getattr(track, field.name)
                 if value is not None:
                     arrays[f"{name}.{field.name}"] = value
-        # JPEG needs pixels.
-        if arrays.get("face.crops", np.empty(0)).size:
-            crops = arrays.pop("face.crops")
-            arrays["face.crop_files"], arrays["face.crop_file_ends"] = compress_pictures(crops)
         return arrays, {name: repr(getattr(self, name)) for name in ("fps", "width", "height", "focal_length")}
 
     @classmethod
@@ -352,10 +348,6 @@ class MotionSequence:
             ValueError: values that are not valid.
         """
         tracks = {}
-        if "face.crop_files" in arrays:
-            crops = decompress_pictures(arrays["face.crop_files"], arrays["face.crop_file_ends"])
-            arrays = {key: value for key, value in arrays.items() if not key.startswith("face.crop_file")}
-            arrays["face.crops"] = crops
         for name, track_class in _TRACKS.items():
             own = {key.split(".")[1]: value for key, value in arrays.items() if key.startswith(f"{name}.")}
             if own:
@@ -374,12 +366,17 @@ class MotionSequence:
 
     def save(self, path: str | os.PathLike) -> None:
         """
-        Writes one safetensors file (aside, then renamed), with the format's name and version in its metadata.
+        Writes one safetensors file (aside, then renamed), with the format's name and version in its metadata. Face crops
+        are compressed as JPEG of quality 95.
 
         Raises:
             ValueError: the motion is not valid (see `validate`).
         """
         arrays, values = self.to_arrays()
+        # JPEG needs pixels.
+        if arrays.get("face.crops", np.empty(0)).size:
+            crops = arrays.pop("face.crops")
+            arrays["face.crop_files"], arrays["face.crop_file_ends"] = compress_pictures(crops)
         write_arrays(path, arrays, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **values})
 
     @classmethod
@@ -391,7 +388,12 @@ class MotionSequence:
             FileNotFoundError: there is no such file.
             ValueError: the file is no motion, is of a newer format, or holds values that are not valid.
         """
-        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, READ_VERSIONS, "motion"))
+        arrays, values = read_arrays(path, FORMAT_NAME, READ_VERSIONS, "motion")
+        if "face.crop_files" in arrays:
+            arrays["face.crops"] = decompress_pictures(
+                arrays.pop("face.crop_files"), arrays.pop("face.crop_file_ends")
+            )
+        return cls.from_arrays(arrays, values)
 
     def yaw(self) -> np.ndarray:
         """
