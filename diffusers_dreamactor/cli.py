@@ -320,7 +320,7 @@ def run_animate(args: argparse.Namespace) -> None:
     """`dreamactor animate`."""
     from diffusers_dreamactor.media import VIDEO_SUFFIXES, VideoReader, load_audio
     from diffusers_dreamactor.motion.sequence import MotionSequence
-    from diffusers_dreamactor.processors.reference import load_picture
+    from diffusers_dreamactor.pictures import load_picture
 
     check_output(args.output, VIDEO_SUFFIXES)
     given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]

@@ -8,9 +8,12 @@ import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
-from av.video.reformatter import ColorRange, Interpolation, VideoReformatter
 from diffusers.utils import logging
+from imageio.v3 import imopen
 from PIL import Image
+
+from .pictures import to_rgb
+from .video_color import FrameConverter
 
 
 logger = logging.get_logger(__name__)
@@ -19,13 +22,14 @@ logger = logging.get_logger(__name__)
 # (VP8 has packets that show nothing, MPEG-4 has packed ones).
 _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
 
-# Conversion between RGB and YUV without the default's bias of about one level.
-EXACT_CONVERSION = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-
 # What `iterate_frames` holds of a video that it reads backwards: 10 frames of 3840x2160, 43 of 1920x1080.
 BACKWARDS_BYTES = 2**28
 # Frames that it leaves out are decoded up to this many at a time; over more it seeks.
 WIDE_GAP = 32
+# Frames a second that cameras and films have.
+_USUAL_RATES = tuple(
+    Fraction(rate) for rate in ("24000/1001", 24, 25, "30000/1001", 30, 48, 50, "60000/1001", 60, 90, 100, 120, 240)
+)
 
 
 def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) -> np.ndarray | None:
@@ -35,14 +39,6 @@ def resampled_indices(num_frames: int, source_rate: Fraction, rate: Fraction) ->
     step = source_rate / rate
     count = -int(-num_frames // step)
     return np.array([i * step.numerator // step.denominator for i in range(count)], dtype=np.int64)
-
-
-def to_rgb(picture: Image.Image) -> Image.Image:
-    """A PIL image as 8-bit RGB. Grey of 16 bits is scaled to 8, where Pillow would clip it to white."""
-    # Pillow also holds 16 bits as "I", the mode of 32-bit integers; values up to 255 there are those of 8 bits.
-    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.getextrema()[1] > 255):
-        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
-    return picture.convert("RGB")
 
 
 def _floats_to_uint8(values: np.ndarray, name: str) -> np.ndarray:
@@ -65,18 +61,48 @@ def _check_pixels(frames: np.ndarray, name: str, layout: str) -> None:
         raise ValueError(f"`{name}` has dtype {frames.dtype}, but uint8 or a floating-point type is needed.")
 
 
+def _mask_to_grey(mask: np.ndarray) -> np.ndarray:
+    """Masks `(..., H, W)` of bool, of 0 and 1, of 0 to 255, or floating-point in [0, 1], as grey pictures `(..., H, W, 3)`."""
+    if mask.dtype == bool or (np.issubdtype(mask.dtype, np.integer) and mask.size and set(np.unique(mask)) <= {0, 1}):
+        mask = mask.astype(np.uint8) * 255
+    elif np.issubdtype(mask.dtype, np.integer) and mask.size and mask.min() >= 0 and mask.max() <= 255:
+        mask = mask.astype(np.uint8)
+    return np.broadcast_to(mask[..., None], (*mask.shape, 3))
+
+
 def frames_in_memory(frames, name: str) -> "FramesInMemory":
     """Pictures in memory behind one face; see `VideoReader` for what is taken."""
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
         frames = (frames.float() if frames.is_floating_point() else frames).numpy()
-        _check_pixels(frames, name, "(F, 3, H, W)")
-        frames = frames.transpose(0, 2, 3, 1)
+        if frames.ndim == 4 and frames.shape[1] == 1:
+            frames = _mask_to_grey(frames[:, 0])
+        elif frames.ndim == 3 and (frames.shape[0] != 3 or frames.dtype == bool):
+            frames = _mask_to_grey(frames)
+        else:
+            frames = frames.astype(np.uint8) * 255 if frames.dtype == bool else frames
+            _check_pixels(frames, name, "(F, 3, H, W)")
+            frames = frames.transpose(0, 2, 3, 1)
+        _check_pixels(frames, name, "(F, H, W, 3)")
     elif isinstance(frames, np.ndarray):
+        if frames.ndim == 4 and frames.shape[3] == 1:
+            frames = _mask_to_grey(frames[..., 0])
+        elif frames.ndim == 3 and frames.shape[2] not in (3, 4):
+            frames = _mask_to_grey(frames)
+        elif frames.dtype == bool:
+            frames = frames.astype(np.uint8) * 255
         _check_pixels(frames, name, "(F, H, W, 3)")
     elif isinstance(frames, (list, tuple)):
         frames = list(frames)
         for index, frame in enumerate(frames):
+            if isinstance(frame, torch.Tensor) and (frame.ndim == 2 or frame.shape[0] == 1):
+                frame = frame.detach().cpu().reshape(frame.shape[-2:])
+                frames[index] = frame = (frame.float() if frame.is_floating_point() else frame).numpy()
+            if isinstance(frame, np.ndarray):
+                if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
+                    frames[index] = frame = _mask_to_grey(frame.reshape(frame.shape[:2]))
+                elif frame.dtype == bool:
+                    frames[index] = frame = frame.astype(np.uint8) * 255
             if isinstance(frame, np.ndarray):
                 _check_pixels(frame, f"{name}[{index}]", "(H, W, 3)")
             elif not isinstance(frame, Image.Image):
@@ -167,13 +193,17 @@ class VideoFile:
     def __init__(self, path: Path):
         self.path = str(path)
         self._path = path
+        self._open()
+
+    def _open(self) -> None:
+        path = self._path
         self._has_times = True
         with open_media(path, "video", "video") as container:
             stream = video_stream(container)
             if stream is None:
                 raise ValueError(f"`video` has no video stream: {path}")
             self.has_audio = len(container.streams.audio) > 0
-            self.time_base = stream.time_base
+            self.time_base, pixel_aspect = stream.time_base, stream.sample_aspect_ratio
             is_counted = stream.codec_context.name in _ONE_FRAME_PER_PACKET
             packets = [
                 (packet.pts, packet.duration or 0)
@@ -187,10 +217,13 @@ class VideoFile:
             rates = [rate for rate in (stream.average_rate, stream.guessed_rate) if rate]
         if not packets:
             raise ValueError(f"`video` has zero frames: {path}")
-        self._rotation = 0
-        self._read_first_frame()
+        self._read_first_frame(pixel_aspect)
         if not is_counted:
             packets = [(pts, duration) for pts, duration, _ in self._decoded()]
+        self._set_times(packets, rates)
+
+    def _set_times(self, packets: list[tuple[int, int]], rates: list[Fraction]) -> None:
+        """Takes timestamp and duration of each frame, in ticks, and the rates that the file states."""
         packets.sort()
         self.times = np.unique(np.array([pts for pts, _ in packets], dtype=np.int64))
         self.num_frames = len(self.times)
@@ -198,34 +231,59 @@ class VideoFile:
         self.duration = int(self.times[-1] - self.times[0]) + (packets[-1][1] or typical)
         self._find_rate(rates)
 
-    def _read_first_frame(self) -> None:
+    def _read_first_frame(self, pixel_aspect: Fraction | None) -> None:
         for _, _, frame in self._decoded():
-            self._rotation = round(frame.rotation / 90) % 4
-            self._coded_width, self._coded_height = frame.width, frame.height
-            self.width, self.height = frame.width, frame.height
-            if self._rotation % 2:
-                self.width, self.height = self.height, self.width
+            self._convert = FrameConverter(frame, pixel_aspect)
+            self.width, self.height = self._convert.width, self._convert.height
             return
         raise ValueError(f"`video` has zero frames that can be decoded: {self._path}")
 
     def _find_rate(self, rates: list[Fraction]) -> None:
-        """A file is of constant rate when no frame is half a frame or more away from that rate's grid."""
-        elapsed = self.times - self.times[0]
+        """
+        A file is of constant rate when no frame is half a frame or more away from that rate's grid. Another one has the
+        rate that most of its frames follow each other at, or the next usual one at which no frame is a frame late.
+        """
+        seconds = (self.times - self.times[0]) * float(self.time_base)
+        intervals = np.diff(seconds)
+        nominal = None
+        if len(intervals):
+            near = np.abs(intervals / np.median(intervals) - 1) < 0.25
+            nominal = 1 / intervals[near].mean()
         for rate in rates:
-            interval = 1 / (float(rate) * float(self.time_base))
-            if np.abs(elapsed - np.arange(self.num_frames) * interval).max() < interval / 2:
+            # A frame that was dropped makes the average lower than the rate.
+            if nominal is None or (
+                abs(float(rate) / nominal - 1) < 0.01
+                and np.abs(seconds * float(rate) - np.arange(self.num_frames)).max() < 0.5
+            ):
                 self.rate, self.is_constant_rate = rate, True
                 return
-        if self.duration == 0:
-            self.rate, self.is_constant_rate = (rates or [Fraction(24)])[0], True
+        if nominal is None:
+            self.rate, self.is_constant_rate = Fraction(24), True
             return
-        self.rate = (self.num_frames / (self.duration * self.time_base)).limit_denominator(100_000)
         self.is_constant_rate = False
+        closest = min([*rates, *_USUAL_RATES], key=lambda rate: abs(float(rate) - nominal))
+        if abs(float(closest) / nominal - 1) > 0.03:
+            closest = Fraction(nominal).limit_denominator(1001)
+        for rate in [closest, *(rate for rate in _USUAL_RATES if rate > closest)]:
+            self.rate = rate
+            if np.abs(self._places() - seconds * float(rate)).max() < 1:
+                return
+        self.rate = Fraction(1 / intervals.min()).limit_denominator(1001)
+
+    def _places(self) -> np.ndarray:
+        """The frame of the grid at `rate` at which each frame begins to be shown: the nearest that is free."""
+        nearest = np.rint((self.times - self.times[0]) * float(self.time_base * self.rate)).astype(np.int64)
+        index = np.arange(self.num_frames)
+        return np.maximum.accumulate(nearest - index) + index
 
     def indices_at(self, rate: Fraction) -> np.ndarray | None:
         """Source frame of each output frame at a constant `rate`, or `None` when they are the same frames."""
         if self.is_constant_rate:
             return resampled_indices(self.num_frames, self.rate, rate)
+        if rate == self.rate:
+            places = self._places()
+            count = max(places[-1] + 1, round(self.duration * self.time_base * rate))
+            return np.searchsorted(places, np.arange(count), side="right") - 1
         ticks_per_frame = 1 / (rate * self.time_base)
         # A timestamp is rounded to whole ticks, so half a tick late is in time.
         count = max(1, -((1 - 2 * self.duration) // (2 * ticks_per_frame))) if self.duration else 1
@@ -255,7 +313,6 @@ class VideoFile:
             # The container's index led to a later place: decode from the beginning.
             decoded = self._decoded()
             upcoming = next(decoded, None)
-        reformatter = VideoReformatter()
         current, picture = None, None
         while index is not None:
             # A frame that the decoder left out is shown as its predecessor, as a player does.
@@ -265,21 +322,49 @@ class VideoFile:
             if current is None:
                 raise OSError(f"{self._path} could be opened, but no longer read.")
             if picture is None:
-                picture = self._to_rgb(current, reformatter)
+                picture = self._convert(current)
             yield picture.copy()
             index = next(indices, None)
 
-    def _to_rgb(self, frame: VideoFrame, reformatter: VideoReformatter) -> np.ndarray:
-        picture = reformatter.reformat(
-            frame,
-            width=self._coded_width,
-            height=self._coded_height,
-            format="rgb24",
-            src_color_range=frame.color_range,
-            dst_color_range=ColorRange.JPEG,
-            interpolation=EXACT_CONVERSION,
-        ).to_ndarray()
-        return np.ascontiguousarray(np.rot90(picture, self._rotation))
+
+class AnimatedPicture(VideoFile):
+    """The source of a `VideoReader` over a WebP file, still or animated, which FFmpeg does not decode."""
+
+    has_audio = False
+    _has_times = True
+
+    def _open(self) -> None:
+        self.time_base = Fraction(1, 1000)
+        durations = []
+        try:
+            with Image.open(self._path) as picture:
+                for index in range(picture.n_frames):
+                    picture.seek(index)
+                    picture.load()
+                    # Browsers show a frame without a duration for a tenth of a second.
+                    durations.append(int(picture.info.get("duration", 0)) or 100)
+        except (OSError, ValueError, EOFError) as error:
+            raise ValueError(f"`video` is not a video that can be read ({error}): {self._path}") from error
+        self.width, self.height = picture.size
+        times = np.cumsum([0, *durations[:-1]])
+        self._set_times(list(zip(times.tolist(), durations)), [])
+
+    def _decoded(self, first: int | None = None) -> Iterator[tuple[int, int, np.ndarray]]:
+        _check_file(self._path, "video")
+        with imopen(self._path, "r", plugin="pillow") as file:
+            for time, frame in zip(self.times, file.iter(mode="RGBA")):
+                yield time, 0, frame
+
+    def _convert(self, frame: np.ndarray) -> np.ndarray:
+        return np.array(to_rgb(Image.fromarray(frame)))
+
+
+def open_video(path: Path) -> VideoFile:
+    """The source of a `VideoReader` over a file, by what the file holds and not by its name."""
+    _check_file(path, "video")
+    with open(path, "rb") as file:
+        start = file.read(12)
+    return AnimatedPicture(path) if start[:4] == b"RIFF" and start[8:] == b"WEBP" else VideoFile(path)
 
 
 def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) -> np.ndarray:

@@ -2,7 +2,8 @@
 
 import os
 import uuid
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -14,18 +15,20 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from diffusers.utils import logging
 from PIL import Image
 
+from .arguments import positive_number, whole_number
 from .frame_sources import (
-    EXACT_CONVERSION,
     VideoFile,
     frames_in_memory,
     open_media,
+    open_video,
     resampled_indices,
     video_stream,
 )
-from .sound import audio_stream, check_samples, load_audio, write_sound
+from .sound import audio_stream, load_audio, sound_source, write_sound
+from .video_color import EXACT_CONVERSION
 
 
-__all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "load_audio", "save_video"]
+__all__ = ["VIDEO_SUFFIXES", "VideoReader", "VideoWriter", "check_output", "load_audio", "save_video"]
 
 logger = logging.get_logger(__name__)
 
@@ -35,6 +38,8 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 def _as_rate(fps) -> Fraction:
     """Frame rate as an exact fraction: 29.97002997 is 30000/1001."""
+    if isinstance(fps, (np.generic, np.ndarray, torch.Tensor)):
+        fps = positive_number("fps", fps)
     try:
         rate = Fraction(fps).limit_denominator(100_000)
     except (TypeError, ValueError, OverflowError) as error:
@@ -44,21 +49,71 @@ def _as_rate(fps) -> Fraction:
     return rate
 
 
+def check_output(
+    path: str | os.PathLike, suffixes: Iterable[str] = VIDEO_SUFFIXES, inputs: Iterable = (), name: str = "path"
+) -> Path:
+    """
+    Whether a file can be written, before the work whose result it is to hold: folders that are missing are made when it is
+    written, an existing file is replaced.
+
+    Args:
+        path (`str` or `os.PathLike`): the file.
+        suffixes (`Iterable[str]`): what its name may end in.
+        inputs (`Iterable`): what is read meanwhile, which the file must not replace; what is no path is passed over.
+        name (`str`): what errors call `path`.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: another suffix, a name that is too long, or one of the inputs.
+        OSError: a folder of that name, a file where a folder is needed, or a folder that cannot be written.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"`{name}` must end in one of {', '.join(suffixes)}, but is {path.name!r}.")
+    try:
+        is_folder = path.is_dir()
+        for given in inputs:
+            if isinstance(given, (str, os.PathLike)) and os.path.exists(given):
+                if path.exists() and os.path.samefile(given, path):
+                    raise ValueError(f"`{name}` is also an input, which it would replace: {path}")
+    except OSError as error:
+        raise OSError(f"`{name}` cannot be written ({error.strerror}): {path}") from error
+    if is_folder:
+        raise IsADirectoryError(f"`{name}` is a folder, but a file is to be written: {path}")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir():
+        raise NotADirectoryError(f"`{name}` lies in {folder}, which is a file and no folder: {path}")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise PermissionError(f"`{name}` cannot be written, since the folder {folder} does not permit it: {path}")
+    longest = os.pathconf(folder, "PC_NAME_MAX") if hasattr(os, "pathconf") else 255
+    # It is written aside first, under a name with so much around its own.
+    if any(len(os.fsencode(part)) > longest for part in path.parts) or len(os.fsencode(path.name)) + 39 > longest:
+        raise ValueError(
+            f"`{name}` has a name of {len(os.fsencode(path.name))} bytes, but at most {longest - 39} can be written here."
+        )
+    return path
+
+
 class VideoReader:
     """
     Frames of a video, one at a time: exact, in presentation order, upright, in memory that does not grow with its length.
 
-    A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate,
-    or any file when `fps` is set, is resampled in time: frame i is the last one shown at or before `i / fps`, so that it
-    stays in step with the sound. Rotation from the file's metadata is applied; pixels that are not square are kept as
-    they are.
+    A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate is
+    read at the rate that its frames mostly have, none of them left out and each repeated for as long as it is shown. With
+    another `fps`, frame i is the last one shown at or before `i / fps`. Either way it stays in step with the sound. What comes out is upright, of square pixels and of BT.709's colours, whatever the file
+    has; [`~video_color.FrameConverter`] says how.
 
     Args:
         video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
-            A file; a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an array `(F, H, W, 3)`; a tensor
-            `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1].
+            A file (GIF, APNG and animated WebP, too); a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an
+            array `(F, H, W, 3)`; a tensor `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1]. Masks
+            may also be bool or whole numbers (0 and 1, or 0 to 255), without channels or with one: they become grey.
         fps (`float` or `Fraction`, *optional*):
-            For a file or a reader the rate to resample to (default: its own; the average of a variable rate). For frames
+            For a file or a reader the rate to resample to (default: its own; of a variable rate, the one that its frames mostly have). For frames
             in memory the rate that they have (default 24).
         num_frames (`int`, *optional*):
             Read only so many frames from the start, when there are more. A reader of a reader that was cut short has no
@@ -78,8 +133,7 @@ class VideoReader:
 
     def __init__(self, video, fps: float | Fraction | None = None, num_frames: int | None = None):
         rate = None if fps is None else _as_rate(fps)
-        if num_frames is not None and (num_frames < 1 or num_frames % 1):
-            raise ValueError(f"`num_frames` must be a positive whole number, but is {num_frames}.")
+        num_frames = None if num_frames is None else whole_number("num_frames", num_frames)
         self._indices = None
         if isinstance(video, VideoReader):
             self._source = video._source
@@ -93,7 +147,7 @@ class VideoReader:
             else:
                 self._indices = self._resampled(rate)
         elif isinstance(video, (str, os.PathLike)):
-            self._source = VideoFile(Path(video))
+            self._source = open_video(Path(video))
             self._native_rate = self._source.rate
             self.rate = rate or self._source.rate
             self._indices = self._resampled(self.rate)
@@ -103,7 +157,7 @@ class VideoReader:
         self.width, self.height = self._source.width, self._source.height
         self.num_frames = self._source.num_frames if self._indices is None else len(self._indices)
         if num_frames is not None:
-            self.num_frames = min(self.num_frames, int(num_frames))
+            self.num_frames = min(self.num_frames, num_frames)
         self.path, self.has_audio = self._source.path, self._source.has_audio
 
     def _resampled(self, rate: Fraction) -> np.ndarray | None:
@@ -158,6 +212,7 @@ class VideoWriter:
     A width or height that is odd, which yuv420p cannot have, grows by one repeated row or column, with a warning.
 
     Raises:
+        OSError: `path` cannot be written.
         ValueError: another suffix, `fps` or `crf` out of range, sound that cannot be read, frames of different sizes or a
             wrong type, or a block that ends without any frame.
     """
@@ -170,20 +225,14 @@ class VideoWriter:
         audio_start: float = 0.0,
         crf: int = 18,
     ):
-        self.path = Path(path)
-        if self.path.suffix.lower() not in VIDEO_SUFFIXES:
-            raise ValueError(f"`path` must end in one of {', '.join(VIDEO_SUFFIXES)}, but is {self.path.name!r}.")
-        if self.path.is_dir():
-            raise IsADirectoryError(f"`path` is a folder, but a file is to be written: {self.path}")
+        self.path = check_output(path)
         self.rate = _as_rate(fps)
         if not 0 <= crf <= 51:
             raise ValueError(f"`crf` must be in 0 to 51, but is {crf}.")
         if not (np.isfinite(audio_start) and audio_start >= 0):
             raise ValueError(f"`audio_start` must be 0 or more seconds, but is {audio_start}.")
-        if isinstance(audio, tuple):
-            audio = check_samples(*audio)
-        elif audio is not None:
-            audio = Path(audio)
+        audio = None if audio is None else sound_source(audio)
+        if isinstance(audio, Path):
             with open_media(audio, "audio", "sound file") as container:
                 if video_stream(container) is not None and not container.streams.audio:
                     logger.warning(f"The video {audio} has no sound, and neither will {self.path.name}.")
@@ -193,7 +242,9 @@ class VideoWriter:
         self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
+        self._sound = None
         self._closed = False
+        self._abandoned = None
         self.num_frames = 0
 
     def __enter__(self) -> "VideoWriter":
@@ -251,7 +302,13 @@ class VideoWriter:
         self._reformatter = VideoReformatter()
         options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
         self._container = av.open(f"file:{self._aside}", "w", container_options=options)
-        self._video = self._container.add_stream("libx264", rate=self.rate, options={"crf": str(self._crf)})
+        # A writer that nobody closes, until the interpreter ends, leaves no file either.
+        self._abandoned = weakref.finalize(self, _abandon, self._container, self._aside)
+        # Neither how many cores there are nor how they are scheduled may show: without `mbtree`, and with a fixed
+        # number of threads that share no frame, the same frames give the same bytes.
+        options = {"crf": str(self._crf), "x264-params": "mbtree=0"}
+        self._video = self._container.add_stream("libx264", rate=self.rate, options=options)
+        self._video.codec_context.thread_count, self._video.codec_context.thread_type = 4, "FRAME"
         self._video.width, self._video.height = width + width % 2, height + height % 2
         self._video.pix_fmt = "yuv420p"
         self._video.codec_context.time_base = 1 / self.rate
@@ -283,11 +340,20 @@ class VideoWriter:
             self._discard()
 
     def _discard(self) -> None:
-        if self._container is not None:
-            self._container.close()
-            if self._sound is not None:
-                self._sound.close()
-        self._aside.unlink(missing_ok=True)
+        if self._sound is not None:
+            self._sound.close()
+        if self._abandoned is not None:
+            self._abandoned()
+
+
+def _abandon(container, path: Path) -> None:
+    """Closes an output and removes its file, also where closing fails because the disk is full."""
+    try:
+        container.close()
+    except (OSError, av.error.FFmpegError) as error:
+        logger.debug(f"{path} could not be finished: {error}")
+    finally:
+        path.unlink(missing_ok=True)
 
 
 def save_video(

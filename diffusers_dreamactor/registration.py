@@ -1,6 +1,8 @@
 """The public names, made known to Diffusers, so that `DiffusionPipeline.from_pretrained`, `AutoModel.from_pretrained` and
 single-file loading find them."""
 
+import diffusers_dreamactor.library_messages  # noqa: F401, I001 first: it silences what the next lines say
+
 import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines import pipeline_loading_utils

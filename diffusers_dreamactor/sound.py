@@ -10,6 +10,7 @@ import torch
 from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 
+from .arguments import whole_number
 from .frame_sources import decode_packets, open_media, video_stream
 
 
@@ -75,22 +76,55 @@ def time_origin(container) -> float:
 
 def check_samples(samples, rate) -> tuple[np.ndarray, int]:
     """
-    Samples in memory as `(channels, n)` float32, and their rate. int16 is scaled to [-1, 1); floating-point values are
-    taken as they are. Raises `ValueError` for another shape or type, other whole numbers among them.
+    Samples in memory as `(channels, n)` float32, and their rate. int16 and int32 are scaled to [-1, 1); floating-point values
+    are taken as they are. Raises `ValueError` for another shape or type, other whole numbers among them.
     """
-    samples = samples.detach().cpu().numpy() if isinstance(samples, torch.Tensor) else np.asarray(samples)
-    if isinstance(rate, bool) or int(rate) != rate or rate <= 0:
-        raise ValueError(f"`audio` needs a sampling rate that is a positive whole number, but got {rate!r}.")
+    samples = samples.detach().cpu() if isinstance(samples, torch.Tensor) else samples
+    # NumPy has no bfloat16.
+    samples = samples.float() if isinstance(samples, torch.Tensor) and samples.is_floating_point() else samples
+    samples = np.asarray(samples)
+    rate = whole_number("sampling rate", rate)
     samples = samples[None] if samples.ndim == 1 else samples
+    # Sound libraries give (n, channels).
+    if samples.ndim == 2 and samples.shape[0] > 2 >= samples.shape[1] > 0:
+        samples = samples.T
     if samples.ndim != 2 or samples.shape[0] not in (1, 2) or samples.shape[1] == 0:
-        raise ValueError(f"`audio` samples have shape {samples.shape}, but (n,), (1, n) or (2, n) is needed.")
+        raise ValueError(
+            f"`audio` samples have shape {samples.shape}, but (n,), (channels, n) or (n, channels) is needed."
+        )
     if samples.dtype == np.int16:
         samples = samples / 32768
+    elif samples.dtype == np.int32:
+        samples = samples / 2147483648
     elif not np.issubdtype(samples.dtype, np.floating):
-        raise ValueError(f"`audio` samples have dtype {samples.dtype}, but int16 or a floating-point type is needed.")
+        raise ValueError(
+            f"`audio` samples have dtype {samples.dtype}, but int16, int32 or a floating-point type is needed."
+        )
     if not np.isfinite(samples).all():
         raise ValueError("`audio` samples hold values that are not finite (NaN or infinity).")
-    return samples.astype(np.float32), int(rate)
+    return samples.astype(np.float32), rate
+
+
+def sound_source(source, sampling_rate: int | None = None) -> "Path | tuple[np.ndarray, int]":
+    """
+    Sound wherever it is taken: a path as it is, or samples with their rate, checked.
+
+    Args:
+        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)` or samples): the second pair is Gradio's.
+        sampling_rate (`int`, *optional*): of samples that come alone.
+
+    Raises:
+        ValueError: samples alone where no rate is known, or what `check_samples` declines.
+    """
+    if isinstance(source, (str, os.PathLike)):
+        return Path(source)
+    if isinstance(source, (tuple, list)) and len(source) == 2 and (np.ndim(source[0]) > 0) != (np.ndim(source[1]) > 0):
+        return check_samples(*(source if np.ndim(source[0]) > 0 else source[::-1]))
+    if sampling_rate is None:
+        raise ValueError(
+            f"`audio` is of type {type(source).__name__}, but a path or a pair of samples and sampling rate is needed."
+        )
+    return check_samples(source, sampling_rate)
 
 
 def write_sound(output, source: "Path | tuple[np.ndarray, int]", start: float) -> Iterator[None]:
@@ -111,12 +145,17 @@ def write_sound(output, source: "Path | tuple[np.ndarray, int]", start: float) -
 
 def _copy_sound(output, container, template) -> Iterator[None]:
     copied = output.add_stream_from_template(template)
+    has_edit_lists = output.format.name != "matroska"
     offset = round(time_origin(container) / template.time_base)
     until = yield
     for packet in container.demux(template):
         if packet.size == 0 or packet.pts is None:
             continue
         packet.pts, packet.dts = packet.pts - offset, packet.dts - offset
+        # What is heard before the picture is left out, but for the packet that AAC's decoder needs to begin with; a
+        # container without edit lists would begin with that one.
+        if packet.pts < -(packet.duration or 0) * has_edit_lists:
+            continue
         # Whole packets only: the last one is the one whose middle is still within the video.
         middle = float((packet.pts + (packet.duration or 0) / 2) * template.time_base)
         while middle > until:
@@ -154,19 +193,27 @@ def _encode_sound(output, source, start: float) -> Iterator[None]:
         yield
 
 
-def load_audio(path: str | os.PathLike, sampling_rate: int = 16000) -> np.ndarray:
+def load_audio(source, sampling_rate: int = 16000) -> np.ndarray:
     """
-    Sound of a sound or video file as one channel, `(n,)` float32 in [-1, 1]. In a video, sample 0 is where the picture
-    begins.
+    Sound as one channel, `(n,)` float32 in [-1, 1].
+
+    Args:
+        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)` or samples):
+            A sound or video file, in a video of which sample 0 is where the picture begins; or samples as
+            [`check_samples`] takes them, at `rate`, or already at `sampling_rate`.
+        sampling_rate (`int`): of what is returned.
 
     Raises:
         FileNotFoundError, IsADirectoryError: no such file, or a folder.
-        ValueError: the file cannot be read or has no sound.
+        ValueError: the file cannot be read or has no sound; samples of a wrong shape, type or range.
     """
-    if int(sampling_rate) != sampling_rate or sampling_rate <= 0:
-        raise ValueError(f"`sampling_rate` must be a positive whole number, but is {sampling_rate!r}.")
-    # The mean of two channels, since the resampler's own mix is 1.4 times as loud and clips.
-    chunks = [chunk.mean(axis=0) for chunk in Sound(Path(path), int(sampling_rate), 0.0).chunks()]
+    sampling_rate = whole_number("sampling_rate", sampling_rate)
+    source = sound_source(source, sampling_rate)
+    if isinstance(source, tuple) and source[1] == sampling_rate:
+        chunks = [source[0].mean(axis=0)]
+    else:
+        # The mean of two channels, since the resampler's own mix is 1.4 times as loud and clips.
+        chunks = [chunk.mean(axis=0) for chunk in Sound(source, sampling_rate, 0.0).chunks()]
     if not chunks:
-        raise ValueError(f"`audio` has no sound: {path}")
+        raise ValueError(f"`audio` has no sound: {source}")
     return np.clip(np.concatenate(chunks), -1.0, 1.0)

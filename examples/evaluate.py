@@ -364,4 +364,7 @@ def make_table(records: list[dict]) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # a folder, file or id that is not there
+        raise SystemExit(f"evaluate.py: {' '.join(str(error).split())}") from error

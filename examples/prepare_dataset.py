@@ -11,7 +11,8 @@ with an `image_encoder`, the states of its first reference.
 
 Every prepared clip is a folder (see `PreparedClipDataset`); those that
 exist are left alone, so that a stopped run goes on, and `--shard i --num_shards n` splits the work. A clip that cannot
-be used is skipped with a line that says why. `--check` says what is wrong with which prepared clip.
+be used is skipped with a line that says why; when no clip is there in the end, the exit status is 1. A video needs 5 frames
+at least, 17 for the windows of 5 latent frames that `train_lora.py` trains by default. `--check` says what is wrong with which prepared clip.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ from diffusers_dreamactor.media import VideoReader, load_audio
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
-from diffusers_dreamactor.motion.tensor_file import write_arrays
+from diffusers_dreamactor.motion.tensor_file import give_usual_permissions, write_arrays
 from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens
@@ -46,7 +47,9 @@ from diffusers_dreamactor.training.linear_code import LinearCode
 from diffusers_dreamactor.training.objective import NOT_TRAINABLE
 
 
-VIDEO_SUFFIXES = (".mp4", ".mov", ".mkv", ".webm")
+VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif", ".webp")
+# Frames of two latent frames, the least that has motion.
+SHORTEST = 5
 
 
 @dataclass
@@ -79,6 +82,8 @@ class RawClip:
 
 def find_clips(folder: Path) -> list[Path]:
     """Raw clips in a folder: videos, and folders with `clip.safetensors`."""
+    if not folder.is_dir():
+        raise SystemExit(f"--clips {folder} is no folder.")
     clips = [path for path in folder.iterdir() if path.suffix.lower() in VIDEO_SUFFIXES]
     return sorted(clips + [path for path in folder.iterdir() if (path / "clip.safetensors").exists()])
 
@@ -116,9 +121,10 @@ def read_video_clips(
     is read at `sampling_rate`, when there is one.
     """
     reader = VideoReader(str(path), fps=arguments.fps)
-    length = arguments.num_frames
-    if len(reader) < length:
-        raise ValueError(f"it has {len(reader)} frames, but --num_frames is {length}.")
+    if len(reader) < SHORTEST:
+        raise ValueError(f"it has {len(reader)} frames, but at least {SHORTEST} are needed.")
+    # a shorter video is one clip of as many frames, 4 n + 1, as it has
+    length = min(arguments.num_frames, (len(reader) - 1) // 4 * 4 + 1)
     captured = capture.capture(reader, progress=False)
     if captured.body is None or captured.head is None:
         raise ValueError("no body was found in it.")
@@ -244,6 +250,7 @@ def prepare_clip(
     aside = folder / ".latents.part"
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
     save_file(tensors, aside, metadata={"clip": json.dumps(clip.metadata)})
+    give_usual_permissions(aside)
     os.replace(aside, folder / "latents.safetensors")
 
 
@@ -268,7 +275,10 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int)
     parser.add_argument("--fps", type=float, help="frame rate that videos are brought to; their own by default")
     parser.add_argument(
-        "--num_frames", type=int, default=121, help="videos are cut into clips of so many frames, 4 n + 1"
+        "--num_frames",
+        type=int,
+        default=121,
+        help="videos are cut into clips of so many frames, 4 n + 1; a shorter one is one clip",
     )
     parser.add_argument("--minimum_seen", type=float, default=0.9, help="least share of frames with a body")
     parser.add_argument("--capture_models", help="folder of MediaPipe's models")
@@ -355,7 +365,12 @@ def main() -> None:
                 done.touch()
         except (ValueError, OSError, SafetensorError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)
+    if not list_prepared_clips(output) and arguments.num_shards == 1:
+        raise SystemExit(f"--clips {arguments.clips} gave no clip, so {output} is empty.")
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # a folder, file or id that is not there
+        raise SystemExit(f"prepare_dataset.py: {' '.join(str(error).split())}") from error

@@ -291,4 +291,7 @@ def validate(accelerator, pipe, objective, parameters, ema, output: Path, step: 
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # a folder, file or id that is not there
+        raise SystemExit(f"train_dreamactor.py: {' '.join(str(error).split())}") from error

@@ -262,4 +262,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except OSError as error:  # a folder, file or id that is not there
+        raise SystemExit(f"train_vae.py: {' '.join(str(error).split())}") from error

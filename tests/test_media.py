@@ -176,19 +176,51 @@ def test_resampling_shows_the_last_frame_at_or_before(numbered_video, fps):
     assert numbers(reader.frames(5, 9)) == expected[5:9]
 
 
-def test_variable_frame_rate_keeps_time(tmp_path):
-    # Ten frames in the first second, thirty in the next: the average is 20.
+def test_variable_frame_rate_keeps_time_and_every_frame(tmp_path):
+    # Ten frames in the first second, thirty in the next.
     pts = [i * 100 for i in range(10)] + [1000 + round(i * 1000 / 30) for i in range(30)]
     path = tmp_path / "variable.mkv"
     write_with_pts(path, pts, Fraction(1, 1000))
     reader = VideoReader(path)
-    assert reader.fps == pytest.approx(20, rel=0.01) and len(reader) == 40
-    shown = numbers(reader)
-    assert shown[:20] == [i // 2 for i in range(20)]
-    assert all(pts[n] <= i * 1000 / reader.fps + 0.5 for i, n in enumerate(shown))
-    # At 30 frames a second, every frame of the second half is there.
-    assert numbers(VideoReader(path, fps=30).frames(30)) == list(range(10, 40))
+    assert reader.fps == 30 and len(reader) == 60
+    assert numbers(reader) == [i // 3 for i in range(30)] + list(range(10, 40))
+    assert numbers(VideoReader(path, fps=30)) == numbers(VideoReader(reader, fps=30)) == numbers(reader)
     assert numbers(VideoReader(path, fps=10))[:10] == list(range(10))
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov"])
+def test_bursts_and_jitter_lose_no_frame(tmp_path, suffix):
+    time_base = Fraction(1, 1000) if suffix == ".mkv" else Fraction(1, 15360)
+    rng = np.random.default_rng(0)
+    bursts = [7 * (i // 4) + i % 4 for i in range(24)]
+    # A phone: 30 frames a second, each up to 12 ms early or late, and a second half with every other one.
+    phone = [*range(30), *range(30, 60, 2)]
+    jitter = np.r_[0, rng.uniform(-0.36, 0.36, 44)]
+    # A screen recording: half at 60 a second, half at 24.
+    mixed = [*(i / 60 for i in range(60)), *(1 + i / 24 for i in range(24))]
+    for seconds, rate in (
+        ([i / 30 for i in bursts], 30),
+        ([(i + late) / 30 for i, late in zip(phone, jitter)], 30),
+        (mixed, 60),
+    ):
+        path = tmp_path / f"variable{suffix}"
+        write_with_pts(path, [round(second / time_base) for second in seconds], time_base)
+        reader = VideoReader(path)
+        shown = numbers(reader)
+        assert list(dict.fromkeys(shown)) == list(range(len(seconds))) and shown == sorted(shown)
+        assert reader.fps == pytest.approx(rate, rel=0.002)
+        assert 0 < len(reader) - seconds[-1] * rate < 6
+        first_shown = np.array([shown.index(i) for i in range(len(seconds))]) / reader.fps
+        assert np.abs(first_shown - seconds).max() < 1 / rate
+
+
+@pytest.mark.parametrize("dropped", [1, 9, 10, 18])
+def test_a_dropped_frame_does_not_change_the_rate(tmp_path, dropped):
+    path = tmp_path / "dropped.mp4"
+    write_with_pts(path, [i for i in range(20) if i != dropped], Fraction(1, 30))
+    reader = VideoReader(path)
+    assert reader.fps == 30 and len(reader) == 20
+    assert numbers(reader) == [i - (i >= dropped) for i in range(20)]
 
 
 def test_timestamps_rounded_to_milliseconds_are_a_constant_rate(tmp_path):
@@ -327,7 +359,7 @@ def test_bad_rates_are_named(fps):
 
 @pytest.mark.parametrize("num_frames", [0, -5, 2.5])
 def test_bad_numbers_of_frames_are_named(num_frames):
-    with pytest.raises(ValueError, match=f"`num_frames` must be a positive whole number, but is {num_frames}"):
+    with pytest.raises(ValueError, match=f"`num_frames` is {num_frames}, but has to be a positive whole number"):
         VideoReader(np.zeros((2, 8, 8, 3), np.uint8), num_frames=num_frames)
 
 
@@ -507,8 +539,10 @@ def test_whole_numbers_are_16_bit_samples(tmp_path):
     heard = load_audio(tmp_path / "integers.mp4")
     assert 0.4 < np.abs(heard).max() < 0.6
     np.testing.assert_allclose(heard, load_audio(tmp_path / "floats.mp4"), atol=0.01)
-    for dtype in (np.int32, np.uint8):
-        with pytest.raises(ValueError, match=f"`audio` samples have dtype {np.dtype(dtype)}, but int16 or a floating"):
+    for dtype in (np.int64, np.uint8):
+        with pytest.raises(
+            ValueError, match=f"`audio` samples have dtype {np.dtype(dtype)}, but int16, int32 or a floa"
+        ):
             save_video(frames, tmp_path / "other.mp4", 25, (np.ones(16000, dtype), 16000))
 
 
@@ -547,6 +581,74 @@ def test_sound_after_the_picture_is_padded(tmp_path):
     save_video([numbered_frame(0)] * 25, tmp_path / "out.mp4", 25, path)
     again = load_audio(tmp_path / "out.mp4")
     assert np.abs(again[:7000]).max() < 0.01 and np.abs(again[9000:15000]).max() > 0.4
+
+
+@pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".mov", ".m4v"])
+@pytest.mark.parametrize("early", [0.0, 0.5])
+def test_sound_before_the_picture_does_not_delay_it(tmp_path, suffix, early):
+    source, path = tmp_path / "source.mp4", tmp_path / f"video{suffix}"
+    with av.open(str(source), "w") as container:
+        video = container.add_stream("libx264", rate=24)
+        video.width, video.height, video.pix_fmt = 64, 48, "yuv420p"
+        video.codec_context.time_base = Fraction(1, 24)
+        sound = container.add_stream("aac", rate=16000, layout="mono")
+        samples = np.concatenate([sine(early, frequency=2000), sine(1.0, frequency=440)])
+        frame = av.AudioFrame.from_ndarray(samples[None], "fltp", "mono")
+        frame.sample_rate, frame.pts, frame.time_base = 16000, 0, Fraction(1, 16000)
+        container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+        for index in range(24):
+            frame = av.VideoFrame.from_ndarray(numbered_frame(index), format="rgb24")
+            frame.pts, frame.time_base = index + round(24 * early), Fraction(1, 24)
+            container.mux(video.encode(frame))
+        container.mux(video.encode(None))
+    save_video([numbered_frame(i) for i in range(24)], path, 24, audio=source)
+    with av.open(str(path)) as container:
+        assert container.streams.video[0].start_time == 0
+        assert container.duration / 1e6 == pytest.approx(1, abs=0.08)
+    heard = load_audio(path)
+    spectrum = np.abs(np.fft.rfft(heard[2000:14000]))
+    assert np.argmax(spectrum) * 16000 / 12000 == pytest.approx(440, abs=4)
+    assert len(heard) == pytest.approx(16000, abs=1100)
+
+
+def test_the_same_frames_give_the_same_bytes(tmp_path):
+    rng = np.random.default_rng(0)
+    y, x = np.mgrid[:96, :128]
+    waves = [127 + 100 * np.sin((x + 3 * i) / 9 + y / 17) + rng.normal(0, 8, (96, 128)) for i in range(60)]
+    frames = np.repeat(np.stack(waves).clip(0, 255).astype(np.uint8)[..., None], 3, axis=-1)
+    for index in range(4):
+        save_video(frames, tmp_path / f"{index}.mp4", 24, audio=(sine(2.5), 16000))
+    assert len({(tmp_path / f"{index}.mp4").read_bytes() for index in range(4)}) == 1
+
+
+def test_readers_and_writers_left_open_at_exit_say_and_leave_nothing(tmp_path):
+    code = f"""if True:
+        import numpy as np
+        from diffusers_dreamactor.media import VideoReader, VideoWriter, save_video
+        from diffusers_dreamactor.sound import Sound
+        frames, sound = np.zeros((30, 64, 64, 3), np.uint8), (np.zeros(20000, np.float32), 16000)
+        save_video(frames, r"{tmp_path}/whole.mp4", 24, audio=sound)
+        writer = VideoWriter(r"{tmp_path}/open.mp4", 24, audio=sound)
+        writer.write(frames)
+        iterator = VideoReader(r"{tmp_path}/whole.mp4").frames()
+        next(iterator)
+    """
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "Traceback" not in result.stderr and "ignored" not in result.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["whole.mp4"]
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    rng = np.random.default_rng(0)
+    writer = VideoWriter(tmp_path / "full.mp4", 24)
+    # What is written aside goes to a device that is always full.
+    os.symlink("/dev/full", writer._aside)
+    with pytest.raises(OSError, match="No space left"), writer:
+        for _ in range(40):
+            writer.write(rng.integers(0, 255, (256, 256, 3), dtype=np.uint8))
+    assert os.listdir(tmp_path) == []
 
 
 def test_load_audio(tmp_path):
@@ -596,7 +698,7 @@ def test_memory_does_not_grow_with_length(tmp_path):
 @needs_media
 def test_real_videos():
     reader = VideoReader(MEDIA / "carphone.mp4")
-    assert (reader.width, reader.height, reader.rate, len(reader)) == (176, 144, Fraction(30000, 1001), 120)
+    assert (reader.width, reader.height, reader.rate, len(reader)) == (193, 144, Fraction(30000, 1001), 120)
     assert sum(1 for _ in reader) == 120 and not reader.has_audio
     reader = VideoReader(MEDIA / "cartoon_character.mp4")
     assert (reader.width, reader.height, reader.rate, len(reader)) == (1280, 720, 24, 164) and reader.has_audio

@@ -26,6 +26,7 @@ from diffusers_dreamactor.loaders.lora_conversion import (
 from diffusers_dreamactor.loaders.lora_pipeline import DreamActorLoraLoaderMixin
 from diffusers_dreamactor.loaders.shards import DTYPES, PICKLE_SUFFIXES
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
+from diffusers_dreamactor.motion.tensor_file import give_usual_permissions
 
 
 PREFIX = "transformer."
@@ -122,6 +123,7 @@ def convert(
     staging = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     try:
         save_file(tensors, staging, metadata={"format": "pt"})
+        give_usual_permissions(staging)
         os.replace(staging, output)
     finally:
         staging.unlink(missing_ok=True)

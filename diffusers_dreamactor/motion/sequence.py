@@ -9,11 +9,12 @@ from scipy.spatial.transform import Rotation, Slerp
 
 from ..frame_sources import hold_index, reflect_index
 from .skeleton import ARKIT_BLENDSHAPES, NUM_JOINTS
-from .tensor_file import read_arrays, write_arrays
+from .tensor_file import compress_pictures, decompress_pictures, read_arrays, write_arrays
 
 
 FORMAT_NAME = "diffusers_dreamactor.motion"
-FORMAT_VERSION = "1"
+# Version 1 has face crops as they are.
+FORMAT_VERSION, READ_VERSIONS = "2", ("1", "2")
 
 # Dimensions after the frames; `None` is free.
 _SHAPES = {
@@ -365,12 +366,17 @@ class MotionSequence:
 
     def save(self, path: str | os.PathLike) -> None:
         """
-        Writes one safetensors file (aside, then renamed), with the format's name and version in its metadata.
+        Writes one safetensors file (aside, then renamed), with the format's name and version in its metadata. Face crops
+        are compressed as JPEG of quality 95.
 
         Raises:
             ValueError: the motion is not valid (see `validate`).
         """
         arrays, values = self.to_arrays()
+        # JPEG needs pixels.
+        if arrays.get("face.crops", np.empty(0)).size:
+            crops = arrays.pop("face.crops")
+            arrays["face.crop_files"], arrays["face.crop_file_ends"] = compress_pictures(crops)
         write_arrays(path, arrays, {"format": FORMAT_NAME, "version": FORMAT_VERSION, **values})
 
     @classmethod
@@ -382,7 +388,12 @@ class MotionSequence:
             FileNotFoundError: there is no such file.
             ValueError: the file is no motion, is of a newer format, or holds values that are not valid.
         """
-        return cls.from_arrays(*read_arrays(path, FORMAT_NAME, FORMAT_VERSION, "motion"))
+        arrays, values = read_arrays(path, FORMAT_NAME, READ_VERSIONS, "motion")
+        if "face.crop_files" in arrays:
+            arrays["face.crops"] = decompress_pictures(
+                arrays.pop("face.crop_files"), arrays.pop("face.crop_file_ends")
+            )
+        return cls.from_arrays(arrays, values)
 
     def yaw(self) -> np.ndarray:
         """

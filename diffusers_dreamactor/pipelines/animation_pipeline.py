@@ -31,14 +31,14 @@ from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
+from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.pipelines.preparation import PreparationMixin
 from diffusers_dreamactor.pipelines.sampling import SamplingOptions, takes_arguments_of
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
-from diffusers_dreamactor.processors.reference import Reference, load_picture
-from diffusers_dreamactor.sound import check_samples
+from diffusers_dreamactor.processors.reference import Reference
 
 
 logger = logging.get_logger(__name__)
@@ -277,8 +277,8 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
         Face motion tokens from speech.
 
         Args:
-            audio: A path, or a waveform `(n,)`, `(1, n)` or `(2, n)` at the feature extractor's sampling rate, floating-point
-                in [-1, 1] or int16.
+            audio: A path, a pair of samples and their rate, or samples alone at the feature extractor's sampling rate:
+                `(n,)`, `(channels, n)` or `(n, channels)`, floating-point in [-1, 1], int16 or int32.
             fps (`float`): Frames per second of the video.
             num_frames (`int`, *optional*): Frames to make; the speech's length when `None`.
 
@@ -286,10 +286,7 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
             `np.ndarray` of shape `(num_frames, motion_dim)`.
         """
         rate = self.sampling_rate
-        if isinstance(audio, str | Path):
-            samples = load_audio(audio, rate)
-        else:
-            samples = check_samples(audio, rate)[0].mean(axis=0)
+        samples = load_audio(audio, rate)
         available = max(1, int(len(samples) / rate * fps))
         num_frames = available if num_frames is None else num_frames
         features, features_per_frame = speech_features(

@@ -14,9 +14,10 @@ from diffusers_dreamactor.motion.capture.selection import NoPersonError
 from diffusers_dreamactor.motion.retarget import check_fit, resize_motion
 from diffusers_dreamactor.motion.retarget import retarget as retarget_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.processors.guidance import MotionGuidance
-from diffusers_dreamactor.processors.reference import Reference, load_picture
+from diffusers_dreamactor.processors.reference import Reference
 
 
 logger = logging.get_logger(__name__)

@@ -11,9 +11,9 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import logging
 from PIL import Image
 
-from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.tensor_file import read_arrays, write_arrays
+from ..pictures import to_rgb
 from .body_skeleton import BodySkeletonProcessor
 from .face_motion import FaceMotionProcessor
 from .head_sphere import HeadSphereProcessor

@@ -9,8 +9,9 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ..frame_sources import iterate_frames, to_rgb
+from ..frame_sources import iterate_frames
 from ..media import VIDEO_SUFFIXES, VideoReader, VideoWriter
+from ..pictures import to_rgb
 
 
 REFERENCE_BRIGHTNESS = 0.35

@@ -7,11 +7,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from diffusers.configuration_utils import register_to_config
 from diffusers.pipelines.wan.image_processor import WanAnimateImageProcessor
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import Image
 
-from ..frame_sources import to_rgb
 from ..motion.sequence import MotionSequence
 from ..motion.skeleton import JOINT_INDEX
+from ..pictures import load_picture
 from .face_motion import FaceMotionProcessor
 from .processor_mixin import ProcessorMixin
 
@@ -205,47 +205,6 @@ class ReferenceProcessor(ProcessorMixin):
         if seen[_FULL_BODY_JOINTS].any():
             return "full_body"
         return "half_body" if seen[_HALF_BODY_JOINTS].any() or seen[_ELBOWS].all() else "portrait"
-
-
-def load_picture(image: Image.Image | str | os.PathLike | np.ndarray) -> Image.Image:
-    """
-    A picture as upright RGB: EXIF orientation applied, transparent parts white, 16-bit grey scaled to 8 bits.
-
-    Args:
-        image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
-
-    Raises:
-        OSError: no such file, or no picture in it.
-        ValueError: another type, shape or dtype.
-    """
-    if isinstance(image, (str, os.PathLike)):
-        path = image
-        if os.path.isdir(path):
-            raise IsADirectoryError(f"`image` is a folder, but a picture is needed: {path}")
-        if not os.path.exists(path):
-            raise FileNotFoundError(f"`image` names no file: {path}")
-        try:
-            with Image.open(path) as opened:
-                opened.load()
-                image = opened
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise OSError(f"`image` is not a picture that can be read ({error}): {path}") from error
-    elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-            raise ValueError(
-                f"`image` is an array of shape {image.shape} and type {image.dtype}, but it has to be uint8 (H, W, 3)."
-            )
-        image = Image.fromarray(image)
-    elif not isinstance(image, Image.Image):
-        raise ValueError(
-            f"`image` is a {type(image).__name__}, but it has to be a PIL image, a path or a uint8 array."
-        )
-    image = ImageOps.exif_transpose(image)
-    picture = to_rgb(image)
-    if image.has_transparency_data:
-        opacity = image.convert("RGBA").getchannel("A")
-        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), opacity)
-    return picture
 
 
 def pick_complementary_frames(motion: MotionSequence, count: int = 3) -> list[int]:

@@ -1,4 +1,6 @@
+import hashlib
 import io
+import sys
 import threading
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -13,17 +15,20 @@ from diffusers_dreamactor.motion.capture.download import (
 )
 
 
-def bundle(members) -> bytes:
+def bundle(members, content=b"model " * 20_000) -> bytes:
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w") as file:
         for member in members:
-            file.writestr(member, b"model " * 20_000)
+            file.writestr(member, content)
     return buffer.getvalue()
 
 
 @pytest.fixture
-def server():
-    """A server on loopback with the three bundles, at MediaPipe's paths; `files` may be changed."""
+def server(monkeypatch):
+    """A server on loopback with three small bundles, pinned, at MediaPipe's paths; `files` may be changed."""
+    digest = hashlib.sha256(b"model " * 20_000).hexdigest()
+    for name, (path, members) in CAPTURE_MODELS.items():
+        monkeypatch.setitem(CAPTURE_MODELS, name, (path, dict.fromkeys(members, digest)))
     files = {f"/{path}/{name}": bundle(members) for name, (path, members) in CAPTURE_MODELS.items()}
     asked = []
 
@@ -55,8 +60,12 @@ def url_path(name):
     return f"/{CAPTURE_MODELS[name][0]}/{name}"
 
 
-def test_fetches_the_three_bundles_with_a_progress_bar(server, tmp_path, capsys):
+def test_fetches_the_three_bundles_with_a_progress_bar_on_a_terminal(server, tmp_path, capsys, monkeypatch):
     base_url, files, asked = server
+    download_capture_models(tmp_path / "quiet", base_url=base_url)
+    assert capsys.readouterr().err == ""
+    asked.clear()
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     folder = download_capture_models(tmp_path / "models", base_url=base_url)
     assert sorted(path.name for path in folder.iterdir()) == sorted(CAPTURE_MODELS)
     shown = capsys.readouterr().err
@@ -93,6 +102,29 @@ def test_a_file_that_is_not_the_bundle_is_not_kept(server, tmp_path, damage):
         download_capture_models(tmp_path, base_url=base_url, progress=False)
     assert not (tmp_path / name).exists()
     assert not list(tmp_path.glob(".*"))
+
+
+def test_a_whole_bundle_of_another_version_is_not_kept(server, tmp_path):
+    base_url, files, _ = server
+    name = "pose_landmarker_full.task"
+    files[url_path(name)] = bundle(CAPTURE_MODELS[name][1], b"another model " * 20_000)
+    with pytest.raises(OSError, match=f"is not the version of {name} that was tested: pose_detector.tflite has"):
+        download_capture_models(tmp_path, base_url=base_url, progress=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_versions_are_pinned_and_a_mirror_can_be_named(server, tmp_path, monkeypatch):
+    base_url, _, asked = server
+    assert all("latest" not in path for path, _ in CAPTURE_MODELS.values())
+    monkeypatch.setenv("DREAMACTOR_CAPTURE_MIRROR", base_url)
+    download_capture_models(tmp_path, progress=False)
+    assert len(asked) == 3
+
+
+def test_the_pinned_digests_are_those_of_the_models(capture_models):
+    for name, (_, members) in CAPTURE_MODELS.items():
+        with zipfile.ZipFile(capture_models / name) as file:
+            assert {member: hashlib.sha256(file.read(member)).hexdigest() for member in members} == members
 
 
 def test_says_what_cannot_be_fetched_and_from_where(server, tmp_path):

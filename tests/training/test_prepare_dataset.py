@@ -1,6 +1,9 @@
 """Raw clips to prepared ones, through `examples/prepare_dataset.py` itself."""
 
 import re
+import runpy
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -25,7 +28,7 @@ def test_a_real_video_becomes_prepared_clips(run_script, model, media, capture_m
     arguments = ["--clips", raw, "--output", output, "--model", model, "--num_frames", 9]
     run_script("prepare_dataset.py", *arguments, "--capture_models", capture_models)
     printed = capsys.readouterr().out
-    assert "short.mp4: skipped: it has 3 frames, but --num_frames is 9." in printed
+    assert "short.mp4: skipped: it has 3 frames, but at least 5 are needed." in printed
     assert "wall.mp4: skipped:" in printed
     with pytest.raises(SystemExit) as exit_code:
         run_script("prepare_dataset.py", "--check", output)
@@ -35,13 +38,13 @@ def test_a_real_video_becomes_prepared_clips(run_script, model, media, capture_m
     clips = list_prepared_clips(output)
     assert [clip.name for clip in clips] == ["carphone_0000", "carphone_0001"]
     clip = read_prepared_clip(clips[1])
-    # the picture's aspect, 176:144, at 128 * 128 pixels
+    # the picture's aspect, 194:144 with square pixels, at 128 * 128 pixels
     assert clip["maps"].shape == (6, 9, 112, 144) and clip["latents"].shape == (16, 3, 14, 18)
     assert clip["reference_maps"].shape[1] == clip["reference_latents"].shape[1] >= 2
     assert clip["metadata"]["scale"] == "portrait" and clip["metadata"]["start"] == 8
     # face crops show what the frames show where the head's sphere is, and not what they show in the corner
     assert clip["face"].shape == (9, 3, 64, 64) and clip["face_weight"].min() == 1
-    frame = Image.fromarray(next(VideoReader(raw / "carphone.mp4").frames(8, 9))).resize((144, 118))
+    frame = Image.fromarray(next(VideoReader(raw / "carphone.mp4").frames(8, 9))).resize((151, 112))
     sphere = clip["maps"][3:].amax(dim=0) > 0
     rows, columns = torch.nonzero(sphere[0]).T
     side = int(rows.max() - rows.min())
@@ -50,7 +53,7 @@ def test_a_real_video_becomes_prepared_clips(run_script, model, media, capture_m
         patch = np.asarray(frame.crop((left, top, left + side, top + side)).resize((64, 64)))
         return np.corrcoef(patch.ravel(), clip["face"][0].permute(1, 2, 0).numpy().ravel())[0, 1]
 
-    assert likeness(int(columns.min()), int(rows.min()) + 3) > 0.2 > likeness(0, 0)
+    assert likeness(int(columns.min()) + 3, int(rows.min())) > 0.2 > likeness(0, 0)
     # the sphere is the head among the regions
     assert 0.05 < sphere.float().mean() < 0.6
     assert (clip["regions"][1].float() / 255).mean() == pytest.approx(sphere.float().mean().item(), abs=0.03)
@@ -121,3 +124,46 @@ def test_a_broken_clip_is_skipped_with_its_name(run_script, model, tmp_path, cap
     run_script("prepare_dataset.py", "--clips", tmp_path / "clips", "--output", tmp_path / "output", "--model", model)
     assert "cut: skipped" in capsys.readouterr().out
     assert [path.parent.name for path in (tmp_path / "output").glob("*/latents.safetensors")] == ["whole"]
+
+
+def test_a_short_video_is_one_clip(run_script, model, media, capture_models, tmp_path):
+    raw, output = tmp_path / "raw", tmp_path / "prepared"
+    reader = VideoReader(media / "carphone.mp4")
+    with VideoWriter(raw / "carphone.mp4", reader.rate) as writer:
+        writer.write(list(reader.frames(0, 7)))
+    run_script("prepare_dataset.py", "--clips", raw, "--output", output, "--model", model)
+    clips = list_prepared_clips(output)
+    assert len(clips) == 1 and read_prepared_clip(clips[0])["maps"].shape[1] == 5
+
+
+@pytest.fixture
+def run_command(monkeypatch):
+    """Runs a script of examples/ as the command that it is, in this process."""
+
+    def run(name: str, *arguments) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(Path(__file__).parents[2] / "examples" / name), run_name="__main__")
+
+    return run
+
+
+def test_nothing_prepared_is_a_failure_in_one_sentence(run_command, model, capture_models, tmp_path):
+    raw = tmp_path / "raw"
+    with VideoWriter(raw / "short.mp4", 25) as writer:
+        writer.write([np.zeros((64, 64, 3), dtype=np.uint8)] * 3)
+    with pytest.raises(SystemExit, match="gave no clip, so .*prepared is empty.$"):
+        run_command("prepare_dataset.py", "--clips", raw, "--output", tmp_path / "prepared", "--model", model)
+    with pytest.raises(SystemExit, match="absent is no folder.$"):
+        run_command("prepare_dataset.py", "--clips", tmp_path / "absent", "--output", raw, "--model", model)
+    with pytest.raises(SystemExit, match="^prepare_dataset.py: `folder` names no folder: .*absent$"):
+        run_command("prepare_dataset.py", "--check", tmp_path / "absent")
+
+
+@pytest.mark.parametrize("script", ["train_lora.py", "train_dreamactor.py"])
+def test_a_missing_folder_or_id_is_one_sentence(run_command, model, tmp_path, script):
+    for data, repository in ((tmp_path / "absent", model), (tmp_path, tmp_path / "no" / "model")):
+        with pytest.raises(SystemExit, match=f"^{script}: ") as raised:
+            run_command(
+                script, "--data", data, "--model", repository, "--output", tmp_path / "out", "--max_train_steps", 1
+            )
+        assert "\n" not in str(raised.value) and "no" in str(raised.value)

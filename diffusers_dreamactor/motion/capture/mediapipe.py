@@ -173,7 +173,7 @@ class MediaPipeCapture:
         """First look: everybody's pose in every frame, followed from frame to frame."""
         survey = _Survey(PersonTracker(reader.fps))
         cuts = CutDetector()
-        bar = tqdm(total=len(reader), desc="Finding people", unit="frame", disable=not progress)
+        bar = tqdm(total=len(reader), desc="Finding people", unit="frame", disable=None if progress else True)
         with ThreadPoolExecutor(PEOPLE_WORKERS) as executor, bar:
             pending = deque()
 
@@ -218,7 +218,7 @@ class MediaPipeCapture:
         last_person, last_frame, person_frame = None, None, -1
         own, following = None, False
         pending = deque()
-        bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=not progress)
+        bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=None if progress else True)
         with ThreadPoolExecutor(1) as executor, bar:
             for index, frame in enumerate(reader):
                 if index in starts:
@@ -261,7 +261,9 @@ def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool
     """Pictures `(F, size, size, 3)` of the faces with what is around them, and the squares `(F, 4)` that they show."""
     squares = [square_around(box, _CROP_SCALE) for box in boxes]
     crops = np.empty((len(boxes), size, size, 3), dtype=np.uint8)
-    for index, frame in enumerate(tqdm(reader, desc="Cutting faces", unit="frame", disable=not progress)):
+    for index, frame in enumerate(
+        tqdm(reader, desc="Cutting faces", unit="frame", disable=None if progress else True)
+    ):
         crops[index] = cut_square(frame, squares[index], size)
     return crops, np.array(squares)
 

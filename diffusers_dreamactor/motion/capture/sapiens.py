@@ -258,7 +258,7 @@ class SapiensCapture:
         faces, face_confidence = np.zeros((num_frames, 4)), np.zeros(num_frames)
         depth, focal_lengths = np.zeros((num_frames, NUM_JOINTS)), []
         box, found_once = None, False
-        for index, frame in enumerate(tqdm(reader, desc="Sapiens2", unit="frame", disable=not progress)):
+        for index, frame in enumerate(tqdm(reader, desc="Sapiens2", unit="frame", disable=None if progress else True)):
             searched = self._first_box(frame, None if found_once else person) if box is None else box
             points, point_scores = self._find_points(frame, searched)
             if box is None:

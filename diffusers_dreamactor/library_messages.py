@@ -1,0 +1,33 @@
+"""What the libraries below say at every start though nothing is wrong."""
+
+import logging
+import os
+import sys
+
+
+# Diffusers' pipelines name the class that transformers' line about torchvision is about, whatever is installed.
+def _is_of_use(record: logging.LogRecord) -> bool:
+    return "requires torchvision (not installed)" not in record.getMessage()
+
+
+logging.getLogger("transformers.utils.import_utils").addFilter(_is_of_use)
+
+
+def quiet_libraries() -> None:
+    """
+    For a command: silences what libraries say though nothing is wrong, transformers' hints, MediaPipe's C++ log, and where standard error is no terminal, the progress bars of loading. What
+    the environment sets already stays; warnings of this package and of Diffusers are shown. Best called before mediapipe
+    is imported; `pipe.set_progress_bar_config(disable=None)` does the same for sampling's bar.
+    """
+    # glog's and abseil's levels: 2 is errors only.
+    for name in ("GLOG_minloglevel", "ABSL_MIN_LOG_LEVEL", "TF_CPP_MIN_LOG_LEVEL"):
+        os.environ.setdefault(name, "2")
+
+    import diffusers
+    import transformers
+
+    if "TRANSFORMERS_VERBOSITY" not in os.environ:
+        transformers.logging.set_verbosity_error()
+    if not sys.stderr.isatty():
+        transformers.logging.disable_progress_bar()
+        diffusers.logging.disable_progress_bar()

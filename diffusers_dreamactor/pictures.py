@@ -1,0 +1,117 @@
+"""Still pictures in: any format and colour space that people have, as upright 8-bit RGB of sRGB."""
+
+import importlib
+import io
+import os
+import warnings
+
+import numpy as np
+from diffusers.utils import logging
+from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
+
+
+__all__ = ["load_picture", "to_rgb"]
+
+logger = logging.get_logger(__name__)
+
+_SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+# The brands of HEIF files with HEVC pictures (ISO/IEC 23008-12, annex B), at byte 8.
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def to_rgb(picture: Image.Image) -> Image.Image:
+    """
+    A PIL image as 8-bit RGB of sRGB: its ICC profile is applied (relative colorimetric, black points aligned), transparent
+    parts become white, and grey of 16 bits is scaled to 8, where Pillow would clip it to white.
+    """
+    if picture.mode == "P" and picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+    opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
+    profile = picture.info.get("icc_profile")
+    # Pillow also holds 16 bits as "I", the mode of 32-bit integers; values up to 255 there are those of 8 bits.
+    if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.getextrema()[1] > 255):
+        picture = Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
+    if profile:
+        # A profile is for the picture's channels without a palette or opacity.
+        plain = picture.convert({"LA": "L", "1": "L", "I": "L", "F": "L"}.get(picture.mode, picture.mode))
+        plain = plain if plain.mode in ("L", "CMYK", "LAB") else plain.convert("RGB")
+        try:
+            source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
+            if source.profile.xcolor_space.strip() == "GRAY":
+                plain = plain.convert("L")
+            picture = ImageCms.profileToProfile(
+                plain,
+                source,
+                _SRGB,
+                renderingIntent=ImageCms.Intent.RELATIVE_COLORIMETRIC,
+                outputMode="RGB",
+                flags=ImageCms.Flags.BLACKPOINTCOMPENSATION,
+            )
+        except (ImageCms.PyCMSError, OSError, ValueError) as error:
+            logger.warning(f"A picture's colour profile cannot be applied ({error}): its colours are taken as sRGB.")
+    picture = picture.convert("RGB")
+    if opacity is not None:
+        picture = Image.composite(picture, Image.new("RGB", picture.size, "white"), opacity)
+    picture.info.pop("icc_profile", None)
+    picture.info.pop("transparency", None)
+    return picture
+
+
+def load_picture(image: Image.Image | str | os.PathLike | np.ndarray, name: str = "image") -> Image.Image:
+    """
+    A picture as upright RGB of sRGB: EXIF orientation and ICC profile applied, transparent parts white, 16-bit grey scaled to
+    8 bits. HEIC needs the extra `heic`.
+
+    Args:
+        image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
+        name (`str`): what errors call it.
+
+    Raises:
+        OSError: no such file, no picture in it, or one of more pixels than Pillow opens.
+        ValueError: another type, shape or dtype.
+    """
+    if isinstance(image, (str, os.PathLike)):
+        image = _open_picture(image, name)
+    elif isinstance(image, np.ndarray):
+        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
+            raise ValueError(
+                f"`{name}` is an array of shape {image.shape} and type {image.dtype}, but it has to be uint8 (H, W, 3)."
+            )
+        image = Image.fromarray(image)
+    elif not isinstance(image, Image.Image):
+        raise ValueError(
+            f"`{name}` is a {type(image).__name__}, but it has to be a PIL image, a path or a uint8 array."
+        )
+    return to_rgb(ImageOps.exif_transpose(image))
+
+
+def _open_picture(path: str | os.PathLike, name: str) -> Image.Image:
+    if os.path.isdir(path):
+        raise IsADirectoryError(f"`{name}` is a folder, but a picture is needed: {path}")
+    if not os.path.exists(path):
+        raise FileNotFoundError(f"`{name}` names no file: {path}")
+    try:
+        with open(path, "rb") as file:
+            start = file.read(12)
+        if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:
+            try:
+                importlib.import_module("pillow_heif").register_heif_opener()
+            except ImportError as error:
+                raise OSError(
+                    f"`{name}` is a HEIC picture, which needs the extra `heic` (`pip install pillow-heif`): {path}"
+                ) from error
+        with warnings.catch_warnings():
+            # Between Pillow's limit and twice that it warns; such a picture fits into memory.
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            with Image.open(path) as opened:
+                opened.load()
+                return opened
+    except Image.DecompressionBombError as error:
+        raise OSError(
+            f"`{name}` has more than {2 * Image.MAX_IMAGE_PIXELS / 1e6:.0f} million pixels, which Pillow declines to open:"
+            f" make it smaller: {path}"
+        ) from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        if str(error).startswith("`"):
+            raise
+        raise OSError(f"`{name}` is not a picture that can be read ({error}): {path}") from error
