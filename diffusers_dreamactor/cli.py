@@ -39,6 +39,7 @@ EXTRAS = {
     "controlnet": ("controlnet_aux", "OpenPose and DWPose detections"),
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
+    "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
 CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
@@ -217,13 +218,14 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
 
 
-def check_output(output: str, suffixes: tuple[str, ...]) -> None:
+def check_output(output: str, suffixes: tuple[str, ...], inputs: list[str | None] = ()) -> None:
     """Raises what is wrong with `--output` before any work is done for it."""
-    path = Path(output)
-    if path.suffix.lower() not in suffixes:
-        raise ValueError(f"`--output` is {output}, but has to end in {' or '.join(suffixes)}.")
-    if not path.parent.is_dir():
-        raise OSError(f"`--output` is {output}, but the folder {path.parent} does not exist.")
+    from diffusers_dreamactor import media
+
+    media.check_output(output, suffixes, inputs, "--output")
+    folder = Path(output).parent
+    if not folder.is_dir():
+        raise OSError(f"`--output` is {output}, but the folder {folder} does not exist.")
 
 
 def best_device() -> str:
@@ -251,7 +253,6 @@ def check_device(device: str | None) -> str:
 def load_pipeline(model: str | None, device: str | None):
     """The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights."""
     import torch
-    from diffusers.utils.logging import disable_progress_bar
 
     from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
     from diffusers_dreamactor.registration import DreamActorPipeline
@@ -259,7 +260,6 @@ def load_pipeline(model: str | None, device: str | None):
     device = check_device(device)
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     model = model or bundled_model()
-    disable_progress_bar()
     if model is not None:
         pipe = DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
     else:
@@ -268,7 +268,7 @@ def load_pipeline(model: str | None, device: str | None):
             save_random_pipeline(folder)
             pipe = DreamActorPipeline.from_pretrained(folder, dtype=dtype).to(device)
     # bars are for people who watch; a log gets the lines that say what was written
-    pipe.set_progress_bar_config(disable=not sys.stderr.isatty())
+    pipe.set_progress_bar_config(disable=None)
     return pipe
 
 
@@ -322,11 +322,8 @@ def run_animate(args: argparse.Namespace) -> None:
     from diffusers_dreamactor.motion.sequence import MotionSequence
     from diffusers_dreamactor.pictures import load_picture
 
-    check_output(args.output, VIDEO_SUFFIXES)
     given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]
-    for path in given:
-        if path is not None and Path(path).resolve() == Path(args.output).resolve():
-            raise ValueError(f"`--output` is {args.output}, which is one of the inputs: it would be overwritten.")
+    check_output(args.output, VIDEO_SUFFIXES, given)
     # what cannot be read is said before the model is loaded
     for path in args.reference:
         load_picture(path)
@@ -357,7 +354,7 @@ def run_animate(args: argparse.Namespace) -> None:
 def is_avatar(path: str) -> bool:
     """Whether a picture is one of the bundled avatars, whatever its name and file format."""
     from diffusers_dreamactor.checkpoints import bundled_avatars
-    from diffusers_dreamactor.processors.reference import load_picture
+    from diffusers_dreamactor.pictures import load_picture
 
     picture = load_picture(path)
     avatars = (load_picture(avatar) for avatar in bundled_avatars().values())
@@ -408,8 +405,7 @@ def run_capture(args: argparse.Namespace) -> None:
     check_output(args.output, (".safetensors",))
     reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
     capture = MediaPipeCapture.from_pretrained(args.models)
-    progress = sys.stderr.isatty()
-    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None, progress=progress)
+    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
     motion.save(args.output)
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
     if args.preview:
@@ -485,8 +481,6 @@ def _terminate(signal_number: int, frame) -> None:
 def main(arguments: list[str] | None = None) -> int:
     """Runs the command; bad input ends in one line on stderr and exit code 1, an interrupt in one line and 130."""
     args = build_parser().parse_args(arguments)
-    # what the libraries say while they are imported (that torchvision is not there) is of no use here
-    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     run = {
         "animate": run_animate,
         "capture": run_capture,
@@ -496,6 +490,10 @@ def main(arguments: list[str] | None = None) -> int:
     }[args.command]
     former = signal.signal(signal.SIGTERM, _terminate)
     try:
+        if args.command != "convert":
+            from diffusers_dreamactor.library_messages import quiet_libraries
+
+            quiet_libraries()
         run(args)
     except BrokenPipeError:
         # who reads what is printed has heard enough

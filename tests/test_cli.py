@@ -123,16 +123,20 @@ def test_a_pose_that_is_needed_without_retargeting(tmp_path, capsys, media, need
 @pytest.mark.parametrize(
     "command, output, message",
     [
-        (["demo"], "out.gif", "has to end in .mp4 or .m4v or .mov or .mkv"),
-        (["demo"], "nowhere/out.mp4", "the folder nowhere does not exist"),
-        (["capture", "missing.mp4"], "out.mp4", "has to end in .safetensors"),
-        (["capture", "missing.mp4"], "nowhere/out.safetensors", "the folder nowhere does not exist"),
+        (["demo"], "out.gif", "`--output` must end in one of .mp4, .m4v, .mov, .mkv, but is 'out.gif'"),
+        (["demo"], "nowhere/out.mp4", "`--output` is nowhere/out.mp4, but the folder nowhere does not exist"),
+        (["capture", "missing.mp4"], "out.mp4", "`--output` must end in one of .safetensors, but is 'out.mp4'"),
+        (
+            ["capture", "missing.mp4"],
+            "nowhere/out.safetensors",
+            "`--output` is nowhere/out.safetensors, but the folder nowhere does not exist",
+        ),
     ],
 )
 def test_where_to_write_is_checked_first(tmp_path, monkeypatch, capsys, command, output, message):
     monkeypatch.chdir(tmp_path)
     assert main([*command, "--output", output]) == 1
-    assert f"`--output` is {output}, but {message}" in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())
 
 
@@ -151,7 +155,7 @@ def test_doctor_names_what_is_there(capsys):
         ({"--output": "nowhere/out.mp4"}, "nowhere"),
         (
             {"--output": "out.gif", "--model": "no/such/folder"},
-            "`--output` is out.gif, but has to end in .mp4 or .m4v",
+            "`--output` must end in one of .mp4, .m4v",
         ),
         ({"--size": "60x64"}, "`--size` is 60"),
         ({"--frames": "-1"}, "`--frames` is -1"),
@@ -228,7 +232,7 @@ def test_an_input_is_not_overwritten(tmp_path, media, capsys):
     before = video.read_bytes()
     command = ["animate", str(media / "reference_scholar.jpeg"), "--driving", str(video), "--output", str(video)]
     assert main([*command, *QUICK]) == 1
-    assert "which is one of the inputs" in capsys.readouterr().err and video.read_bytes() == before
+    assert "`--output` is also an input" in capsys.readouterr().err and video.read_bytes() == before
 
 
 def test_the_bundled_model_says_whom_it_does_not_know(tmp_path, capsys, media, avatar):
@@ -261,7 +265,9 @@ def test_a_device_that_is_not_there(tmp_path, capsys):
 
 
 def test_convert_is_the_scripts_of_the_checkout(tmp_path, capsys):
-    assert main(["convert", "lora", "--source", str(tmp_path / "no.safetensors"), "--output", str(tmp_path / "out")]) == 1
+    assert (
+        main(["convert", "lora", "--source", str(tmp_path / "no.safetensors"), "--output", str(tmp_path / "out")]) == 1
+    )
     assert "dreamactor: error: `--source`" in capsys.readouterr().err
     with pytest.raises(SystemExit) as stopped:
         main(["convert", "wan-animate", "--help"])

@@ -15,6 +15,7 @@ from diffusers.video_processor import VideoProcessor
 
 from diffusers_dreamactor.frame_sources import iterate_frames, reflect_index
 from diffusers_dreamactor.loaders.wan_animate import find_repository, load_models, load_prompt_embedding
+from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.condition_cache import ConditionCache
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
@@ -135,6 +136,13 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
         if isinstance(image, list | tuple) and len(image) > 1:
             raise ValueError(f"`image` has {len(image)} pictures, but Wan-Animate weights take one reference.")
         return super().prepare_references(image, *args, **kwargs)
+
+    def take_drawing(self, driver: VideoReader, height: int, width: int) -> MotionGuidance:
+        """A video of drawn skeletons as the guidance that it is, at the generation size; it has no face."""
+        pictures = [
+            PIL.Image.fromarray(frame).resize((width, height), PIL.Image.Resampling.LANCZOS) for frame in driver
+        ]
+        return MotionGuidance.from_frames(skeleton=pictures, fps=driver.fps)
 
     def complete_options(self, options: SamplingOptions) -> SamplingOptions:
         options = super().complete_options(options)

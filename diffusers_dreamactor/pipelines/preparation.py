@@ -1,23 +1,27 @@
 """Preparing what is performed: from a picture and its drivers to `AnimationInputs`."""
 
 import dataclasses
-from pathlib import Path
 
+import numpy as np
 import PIL.Image
 import torch
 from diffusers.utils import logging
 
-from diffusers_dreamactor.frame_sources import frame_index
+from diffusers_dreamactor.arguments import positive_number, whole_number
+from diffusers_dreamactor.frame_sources import frame_index, iterate_frames
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.capture.selection import NoPersonError
 from diffusers_dreamactor.motion.retarget import check_fit, resize_motion
 from diffusers_dreamactor.motion.retarget import retarget as retarget_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
+from diffusers_dreamactor.motion.skeleton import BONE_GROUPS
 from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
+from diffusers_dreamactor.processors.drawn_skeleton import looks_like_drawn_skeleton
 from diffusers_dreamactor.processors.guidance import MotionGuidance
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.sound import sound_source
 
 
 logger = logging.get_logger(__name__)
@@ -51,7 +55,7 @@ class PreparationMixin:
         reference_motion: MotionSequence | None = None,
         retarget: bool = True,
         align: str = "framing",
-        bone_scale: dict[str, float] | None = None,
+        bone_scale: dict[str, float] | float | None = None,
         height: int | None = None,
         width: int | None = None,
         num_frames: int | None = None,
@@ -71,7 +75,8 @@ class PreparationMixin:
                 The driving video.
             motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
             guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
-            audio (path or `np.ndarray`, *optional*): Speech that drives the face; samples as `encode_audio` takes them.
+            audio (path, `(samples, rate)` or samples, *optional*):
+                Speech that drives the face; samples alone are at the rate of the feature extractor.
             face_video (as `video`, *optional*):
                 Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
                 longer face video is cut, a shorter one needs `num_frames` or `extend`.
@@ -90,7 +95,8 @@ class PreparationMixin:
                 Whether the motion is fitted to the reference's proportions and framing; otherwise it is drawn where
                 the driver has it.
             align (`str`, defaults to `"framing"`): How it is fitted, see [`~motion.retarget.retarget`].
-            bone_scale (`dict[str, float]`, *optional*): Length factors of groups of bones, e.g. `{"arm": 1.2}`.
+            bone_scale (`dict[str, float]` or `float`, *optional*):
+                Length factors of groups of bones, e.g. `{"arm": 1.2}`, or one for all.
             height (`int`, *optional*), width (`int`, *optional*):
                 The generation size in pixels; by default the picture's aspect at the repository's area, or the size of a
                 ready `Reference`, which cannot be another.
@@ -112,6 +118,8 @@ class PreparationMixin:
         # 1. What can be said before anything is read
         self.check_driver(video, motion, guidance, audio, face_video, drive)
         self.check_mode(mode, background_video, mask_video)
+        if bone_scale is not None and not isinstance(bone_scale, dict):
+            bone_scale = dict.fromkeys(BONE_GROUPS, positive_number("bone_scale", bone_scale))
         check_fit(align, bone_scale or {})
         fitting = {"align": (align, "framing"), "bone_scale": (bone_scale or None, None)}
         chosen = {"drive": (tuple(drive), PARTS), "retarget": (retarget, True), "person": (person, None)}
@@ -132,29 +140,35 @@ class PreparationMixin:
                 f"`drive` is {drive!r}, but `retarget=False` draws the driver's whole person: `drive` then has to have"
                 ' "head" and "body"; `align="none"` keeps the driver\'s place and size with any `drive`.'
             )
-        if num_frames is not None and num_frames < 1:
-            raise ValueError(f"`num_frames` is {num_frames}, but has to be at least 1.")
-        if fps is not None and not fps > 0:
-            raise ValueError(f"`fps` is {fps}, but has to be positive.")
+        num_frames = None if num_frames is None else whole_number("num_frames", num_frames)
+        fps = None if fps is None else positive_number("fps", fps)
         if extend is not None and extend not in EXTEND:
             raise ValueError(f"`extend` is {extend!r}, but has to be None or one of {EXTEND}.")
 
         # 2. The person
-        need_pose = guidance is None and (retarget or own_pose)
+        driver, is_drawing = None, False
+        if video is not None:
+            driver = VideoReader(video, fps=fps, num_frames=num_frames)
+            # too few frames are an error before they are captured
+            frame_index(len(driver), num_frames, extend)
+            shown = np.linspace(0, len(driver) - 1, min(len(driver), 5)).astype(int)
+            is_drawing = looks_like_drawn_skeleton(iterate_frames(driver, shown))
+        need_pose = guidance is None and not is_drawing and (retarget or own_pose)
         references = self.prepare_references(image, height, width, reference_motion, reference_person, need_pose)
         height, width = references[0].height, references[0].width
         inputs = AnimationInputs(references, None, None, self.motion_processor, mode=mode)
 
         # 3. The driver of body, head and face
+        if is_drawing:
+            guidance = self.take_drawing(driver, height, width)
+            inputs.driver, inputs.sound = driver, driver.path if driver.has_audio else None
         if guidance is not None:
             guidance.check(height, width)
             inputs.index = frame_index(len(guidance), num_frames, extend)
             inputs.fps, inputs.guidance = guidance.fps, guidance
         else:
             if video is not None:
-                inputs.face_video = inputs.driver = VideoReader(video, fps=fps, num_frames=num_frames)
-                # too few frames are an error before they are captured
-                frame_index(len(inputs.driver), num_frames, extend)
+                inputs.face_video = inputs.driver = driver
                 motion = self.find_capture().capture(inputs.driver, person=person, progress=self.show_progress)
                 inputs.sound = inputs.driver.path if inputs.driver.has_audio else None
             elif motion is not None:
@@ -167,7 +181,7 @@ class PreparationMixin:
                 rate = fps or (self.config.fps if motion is None else motion.fps)
                 length = num_frames or (None if motion is None else motion.num_frames)
                 inputs.motion_tokens = self.encode_audio(audio, rate, length)
-                inputs.sound = audio if isinstance(audio, str | Path | tuple) else (audio, self.sampling_rate)
+                inputs.sound = sound_source(audio, self.sampling_rate)
                 if motion is None:
                     motion = dataclasses.replace(references[0].motion, fps=rate, face=None)
                     motion = motion.hold(len(inputs.motion_tokens))
@@ -226,6 +240,13 @@ class PreparationMixin:
         for name, value in (("audio", audio), ("face_video", face_video)):
             if value is not None and "face" not in drive:
                 raise ValueError(f'`{name}` drives the face, but `drive` is {drive!r}: it then has to have "face".')
+
+    def take_drawing(self, driver: VideoReader, height: int, width: int) -> MotionGuidance:
+        """Guidance from a video that shows drawn skeletons; `ValueError` for weights that read other drawings."""
+        raise ValueError(
+            "`video` shows drawn skeletons, not a person: these weights read drawings of another kind; pass a video of a"
+            " person, or pictures in their kind as `guidance=MotionGuidance.from_frames(skeleton=[...])`."
+        )
 
     def check_mode(self, mode: str, background_video, mask_video) -> None:
         """Raises `ValueError` for a mode that these weights do not have, or a scene without it."""
@@ -295,6 +316,10 @@ class PreparationMixin:
         images = list(image) if isinstance(image, list | tuple) else [image]
         if not images:
             raise ValueError("`image` is an empty list, but at least one reference picture is needed.")
+        height, width = (
+            None if value is None else whole_number(name, value)
+            for name, value in (("height", height), ("width", width))
+        )
         for name, value in (("height", height), ("width", width)):
             if value is not None and (value < self.size_multiple or value % self.size_multiple):
                 raise ValueError(

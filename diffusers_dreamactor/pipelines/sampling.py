@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 
+from diffusers_dreamactor.arguments import whole_number
+
 
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
@@ -76,7 +78,7 @@ class SamplingOptions:
 
     def check(self, temporal_scale: int, callback_tensor_inputs: list[str]) -> None:
         """
-        Checks the values that need no model to be judged.
+        Checks the values that need no model to be judged; whole numbers of any type become `int`.
 
         Args:
             temporal_scale (`int`): Video frames that a latent frame covers.
@@ -85,15 +87,19 @@ class SamplingOptions:
         Raises:
             ValueError: The first value that cannot be used, by its name.
         """
+        for name, least in (
+            ("segment_frames", 1),
+            ("num_inference_steps", 1),
+            ("num_pseudo_references", 0),
+            ("num_videos_per_prompt", 1),
+        ):
+            setattr(self, name, whole_number(name, getattr(self, name), least))
         if self.segment_frames <= temporal_scale or self.segment_frames % temporal_scale != 1:
             raise ValueError(
                 f"`segment_frames` is {self.segment_frames}, but has to be {temporal_scale} n + 1 with n at least 1."
             )
         if self.sigmas is not None and self.timesteps is not None:
             raise ValueError("`sigmas` and `timesteps` were both given, but one of them makes the schedule.")
-        for name, least in (("num_inference_steps", 1), ("num_pseudo_references", 0), ("num_videos_per_prompt", 1)):
-            if getattr(self, name) < least:
-                raise ValueError(f"`{name}` is {getattr(self, name)}, but has to be at least {least}.")
         batch_size = self.num_videos_per_prompt
         if isinstance(self.generator, list) and len(self.generator) != batch_size:
             raise ValueError(f"`generator` is a list of {len(self.generator)}, but the batch has {batch_size} videos.")

@@ -242,7 +242,7 @@ def test_a_driver_of_a_face_that_is_not_driven_is_an_error(pipe, references, mot
 
 def test_motion_at_another_rate(pipe, references, motion):
     assert len(pipe.prepare(references, motion=motion, fps=12).draw()) == 7
-    with pytest.raises(ValueError, match=r"`fps` is 0, but has to be positive"):
+    with pytest.raises(ValueError, match=r"`fps` is 0, but has to be a positive number"):
         pipe.prepare(references, motion=motion, fps=0).draw()
 
 

@@ -97,7 +97,7 @@ def test_speech_is_saved_with_its_sound(pipe, arguments, tmp_path):
     assert len(inputs) == 24 and inputs.sound[1] == 16000
     inputs.save(tmp_path / "take.safetensors")
     loaded = AnimationInputs.load(tmp_path / "take.safetensors")
-    np.testing.assert_array_equal(loaded.sound[0], speech)
+    np.testing.assert_array_equal(np.squeeze(loaded.sound[0]), speech)
     assert torch.equal(sample(pipe, loaded), sample(pipe, inputs))
 
 
@@ -208,3 +208,48 @@ def test_an_output_is_saved_with_its_sound(pipe, arguments, tmp_path):
     with pytest.raises(ValueError, match="`frames` are latents"):
         latents.save(tmp_path / "latents.mp4")
     assert not (tmp_path / "latents.mp4").exists()
+
+
+def test_numbers_come_in_many_types(pipe, arguments):
+    expected = pipe.prepare(**{**arguments, "num_frames": 6})
+    arguments = {**arguments, "height": 64.0, "width": np.int64(64), "num_frames": torch.tensor(6.0)}
+    inputs = pipe.prepare(**arguments, fps=np.float32(arguments["motion"].fps), bone_scale=1.0)
+    assert len(inputs) == 6 and (inputs.height, inputs.width) == (64, 64)
+    np.testing.assert_array_equal(inputs.draw().skeleton, expected.draw().skeleton)
+    wider = pipe.prepare(**{**arguments, "fps": None}, bone_scale=1.3).draw()
+    assert (wider.skeleton != expected.draw().skeleton).any()
+    sample(pipe, inputs, num_inference_steps=1.0, segment_frames=np.float64(9))
+    for change in ({"num_frames": 6.5}, {"height": "64"}, {"fps": float("nan")}, {"bone_scale": -1}):
+        with pytest.raises(ValueError, match=f"`{next(iter(change))}` is "):
+            pipe.prepare(**{**arguments, **change})
+    with pytest.raises(ValueError, match="`num_inference_steps` is 1.5"):
+        sample(pipe, inputs, num_inference_steps=1.5)
+
+
+def test_speech_with_its_rate(pipe, arguments):
+    """Pairs of samples and rate, in either order; samples alone are at the feature extractor's rate."""
+    speech = (0.3 * np.sin(np.arange(16000) / 9)).astype(np.float32)
+    arguments = {**arguments, "motion": None}
+    expected = pipe.prepare(**arguments, audio=speech)
+    for pair in ((speech, 16000), (16000, speech), [speech, 16000]):
+        inputs = pipe.prepare(**arguments, audio=pair)
+        np.testing.assert_array_equal(inputs.motion_tokens, expected.motion_tokens)
+        assert inputs.sound[1] == 16000 and np.shape(inputs.sound[0])[-1] == 16000
+    half = pipe.prepare(**arguments, audio=(speech, 32000))
+    assert len(half) == 12 and len(expected) == 24
+
+
+def test_a_video_of_drawn_skeletons(pipe, arguments):
+    """It is an error for weights that read other drawings, and guidance for Wan-Animate's."""
+    from diffusers_dreamactor.processors.body_skeleton import BodySkeletonProcessor
+
+    from .test_devices import wan_animate
+
+    figure = StickFigure().film("wave", num_frames=6, framing="full_body", width=160, height=160, cut=False)
+    drawn = BodySkeletonProcessor("wan")(figure, 160, 160).transpose(0, 2, 3, 1)
+    with pytest.raises(ValueError, match="`video` shows drawn skeletons, not a person"):
+        pipe.prepare(**{**arguments, "motion": None}, video=drawn)
+    inputs = wan_animate().prepare(**{**arguments, "motion": None, "reference_motion": None}, video=drawn)
+    assert inputs.guidance.skeleton.shape == (6, 3, 64, 64) and inputs.guidance.face is None
+    expected = np.asarray(PIL.Image.fromarray(drawn[2]).resize((64, 64), PIL.Image.Resampling.LANCZOS))
+    np.testing.assert_array_equal(inputs.guidance.skeleton[2].transpose(1, 2, 0), expected)
