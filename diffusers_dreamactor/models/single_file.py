@@ -60,8 +60,7 @@ class DreamActorSingleFileMixin(FromOriginalModelMixin):
         Args:
             pretrained_model_link_or_path_or_dict (`str`, `os.PathLike` or `dict`): The file, its link on the Hub, or its tensors.
             config (`str`):
-                Folder or Hub id of a repository of the same architecture: DreamActor's, or
-                `Wan-AI/Wan2.2-Animate-14B-Diffusers` for Wan-Animate's weights.
+                Folder or Hub id of a DreamActor repository of the same architecture.
             subfolder (`str`, *optional*): Where in it the transformer is, usually `"transformer"`.
             dtype (`torch.dtype`, *optional*): In which the weights are kept, and quantised ones computed.
             kwargs: The others of `FromOriginalModelMixin.from_single_file`.
