@@ -178,13 +178,11 @@ class TalkingFace:
         bottom = 0.6405 - 0.0115 * share**0.7
         lips = edge(top - up) * edge(up - bottom) * edge(within - 0.05, 0.1) * (z < -0.105) * head
         put(0.85 * lips, _LIPS)
-        # brows and lashes
+        # brows
         arch = 0.7285 + 0.0045 * (1 - ((side - 0.034) / 0.020) ** 2)
         thickness = 0.0027 * (1 - ((side - 0.026) / 0.030) ** 2).clamp(min=0.15)
         brow = edge(thickness - (up - arch).abs(), 0.0012) * edge(side - 0.012, 0.004) * edge(0.052 - side, 0.004)
         put(0.85 * brow * head * (z < -0.07), _HAIR)
-        lash = edge(0.0004 - (torch.hypot((side - 0.0310) / 1.9, up - 0.7128) - 0.0066).abs()) * (up > 0.7135)
-        put(0.5 * lash * head * (z < -0.09), (0.12, 0.08, 0.07))
         # hair
         hairline = 0.783 - 5.0 * x * x + 0.002 * torch.sin(x * 420) + 0.0015 * torch.sin(x * 977)
         crown = up - hairline
