@@ -7,10 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "synthetic"))
 
+import train_speech_encoder  # noqa: E402
 from make_speech import make_clip, speech_feature_extractor  # noqa: E402
 from speech_actions import ACTION_INDEX, closures, speech_actions  # noqa: E402
 from speech_synthesis import (  # noqa: E402
@@ -133,6 +135,43 @@ def test_normalisation_goes_into_the_weights():
         expected = encoder((features - 9.0) / 4.0, 25) * std + mean
         folded = fold_normalisation(encoder, 9.0, 4.0, mean, std)(features, 25)
     torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
+
+
+def test_a_stopped_training_goes_on_to_the_bit(tmp_path, monkeypatch):
+    random = np.random.default_rng(0)
+    (tmp_path / "data").mkdir()
+    for number in range(3):
+        actions = np.zeros((301, 52), dtype=np.float16)
+        actions[:, ACTION_INDEX["jawOpen"]] = random.random(301)
+        np.savez(
+            tmp_path / "data" / f"clip-{number:05d}.npz", features=random.normal(9, 4, (300, 64)), actions=actions
+        )
+    draw = train_speech_encoder.draw_batch
+
+    def train(output, stop=None):
+        seen = []
+
+        def draw_or_stop(*arguments):
+            seen.append(len(seen))
+            if len(seen) == stop:
+                raise KeyboardInterrupt
+            return draw(*arguments)
+
+        monkeypatch.setattr(train_speech_encoder, "draw_batch", draw_or_stop)
+        arguments = ["--data", tmp_path / "data", "--output", tmp_path / output, "--max_train_steps", 6]
+        arguments += ["--save_steps", 2, "--batch_size", 2, "--seconds", 1, "--hidden_dim", 8, "--num_layers", 1]
+        monkeypatch.setattr(sys, "argv", ["train", *map(str, arguments)])
+        train_speech_encoder.main()
+        return len(seen)
+
+    train("whole")
+    with pytest.raises(KeyboardInterrupt):
+        train("stopped", stop=4)
+    # the step that was not saved is made again
+    assert train("stopped") == 4
+    name = "diffusion_pytorch_model.safetensors"
+    whole, stopped = (load_file(tmp_path / output / name) for output in ("whole", "stopped"))
+    assert all(torch.equal(whole[key], stopped[key]) for key in whole)
 
 
 @needs_espeak
