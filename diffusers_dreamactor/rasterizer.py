@@ -13,21 +13,21 @@ def rasterize(
     """
     Finds the nearest triangle at the middle of every pixel.
 
-    Each triangle offers itself to the pixels of its bounding box that it covers; of all offers for a pixel, the smallest
-    pair of depth and triangle number wins, so that the result does not depend on the order.
+    Each triangle offers itself to the pixels of its bounding box that it covers; of all offers for a pixel, the
+    smallest pair of depth and triangle number wins, so that the result does not depend on the order.
 
     Args:
         points (`torch.Tensor` of shape `(V, 3)`):
             Projected vertices: x and y in pixels (0 is the left or upper edge of the picture), z the depth, positive,
             growing away from the viewer.
         triangles (`torch.Tensor` of shape `(T, 3)`):
-            Indices of their corners, at most 2^20 triangles. Those that turn clockwise in the picture (y down) face the viewer;
-            others are not drawn.
+            Indices of their corners, at most 2^20 triangles. Those that turn clockwise in the picture (y down) face
+            the viewer; others are not drawn.
         height (`int`), width (`int`): of the picture.
 
     Returns:
-        Triangle of each pixel `(height, width)` int64, -1 where there is none, and the barycentric weights `(height, width, 3)`
-        float32 of its corners, in the picture's plane.
+        Triangle of each pixel `(height, width)` int64, -1 where there is none, and the barycentric weights `(height,
+        width, 3)` float32 of its corners, in the picture's plane.
     """
     corners = points[triangles].float()
     a, b, c = corners.unbind(dim=1)
@@ -39,7 +39,8 @@ def rasterize(
     shown = torch.nonzero((area < -1e-9) & (size.prod(dim=1) > 0)).flatten()
     a, b, c, area, low, size = (values[shown] for values in (a, b, c, area, low, size))
 
-    # weights of the first two corners and depth are planes over the picture: value at the box's first pixel, slopes in x and y
+    # weights of the first two corners and depth are planes over the picture: value at the box's first pixel, slopes in
+    # x and y
     slopes = (
         torch.stack([b[:, 1] - c[:, 1], c[:, 0] - b[:, 0], c[:, 1] - a[:, 1], a[:, 0] - c[:, 0]], dim=1)
         / area[:, None]

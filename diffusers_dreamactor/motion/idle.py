@@ -14,8 +14,8 @@ _NECK = JOINT_INDEX["neck"]
 _EARS = [JOINT_INDEX["left_ear"], JOINT_INDEX["right_ear"]]
 _BLINK = [ARKIT_BLENDSHAPES.index(name) for name in ("eyeBlinkLeft", "eyeBlinkRight")]
 
-# Degrees of pitch, yaw and roll, and seconds of the slowest wave: calm listeners and speakers stay within some degrees,
-# nodding faster than they turn.
+# Degrees of pitch, yaw and roll, and seconds of the slowest wave: calm listeners and speakers stay within some
+# degrees, nodding faster than they turn.
 _ANGLES = np.array([2.0, 3.2, 1.4])
 _PERIODS = np.array([3.6, 5.5, 6.5])
 _WAVES = 5
@@ -35,8 +35,8 @@ def idle_head_rotation(times: np.ndarray, seed: int = 0, amount: float = 1.0) ->
         amount (`float`): factor of the angles; 1 keeps them within about 7 degrees.
 
     Returns:
-        `np.ndarray` of shape `(N, 3, 3)`, float32: rotations to be multiplied on the head's from the left, in camera axes (x right,
-        y down, z away).
+        `np.ndarray` of shape `(N, 3, 3)`, float32: rotations to be multiplied on the head's from the left, in camera
+        axes (x right, y down, z away).
     """
     random = np.random.default_rng([seed, 1])
     waves = np.arange(1, _WAVES + 1)
@@ -79,11 +79,12 @@ def idle_blinks(times: np.ndarray, seed: int = 0) -> np.ndarray:
 
 def idle_motion(motion: MotionSequence, seed: int = 0, amount: float = 1.0, start: int = 0) -> MotionSequence:
     """
-    Adds natural head sway and blinks to a motion whose head rests, such as a reference's pose held while speech drives the
-    face.
+    Adds natural head sway and blinks to a motion whose head rests, such as a reference's pose held while speech drives
+    the face.
 
-    The head turns about the neck and takes nose, eyes and ears along. Where a face track has blendshapes, its eyes blink;
-    its boxes stay, since they say where the face's own driver is cut. Joints of a body in 2D only are left alone.
+    The head turns about the neck and takes nose, eyes and ears along. Where a face track has blendshapes, its eyes
+    blink; its boxes stay, since they say where the face's own driver is cut. Joints of a body in 2D only are left
+    alone.
 
     Args:
         motion (`MotionSequence`): What to add to; it is not changed.

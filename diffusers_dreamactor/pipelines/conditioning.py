@@ -8,7 +8,7 @@ import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
-from diffusers_dreamactor.speech import extract_speech_features
+from diffusers_dreamactor.speech import extract_speech_features, feature_hop
 
 
 class Segment(NamedTuple):
@@ -167,5 +167,5 @@ def speech_features(
     rate = feature_extractor.sampling_rate
     length = round(num_frames / fps * rate)
     samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
-    features, hop = extract_speech_features(samples, feature_extractor, audio_encoder)
-    return features, rate / hop / fps
+    features = extract_speech_features(samples, feature_extractor, audio_encoder)
+    return features, rate / feature_hop(feature_extractor, audio_encoder) / fps

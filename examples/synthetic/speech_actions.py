@@ -3,8 +3,8 @@ What a face does while it talks: phonemes with their times -> the 52 ARKit facia
 
 Each phoneme asks for a shape of the mouth, more or less firmly; a blend of neighbours, weighted by how firmly and how
 near, gives anticipation and carry-over (dominance functions: Cohen and Massaro, "Modeling coarticulation in synthetic
-visual speech", 1993). What speech cannot do without is imposed afterwards: lips meet for p, b, m; the lower lip meets the
-teeth for f, v.
+visual speech", 1993). What speech cannot do without is imposed afterwards: lips meet for p, b, m; the lower lip meets
+the teeth for f, v.
 """
 
 from __future__ import annotations
@@ -75,8 +75,8 @@ def closures(utterance: Utterance) -> list[tuple[str, float, float]]:
     """
     When lips are closed: the base symbol of each p, b, m and the seconds from when to when.
 
-    espeak-ng dates a stop by its burst; the closure is the quiet before it, or where there is none (a voiced stop), the
-    first half of it.
+    espeak-ng dates a stop by its burst; the closure is the quiet before it, or where there is none (a voiced stop),
+    the first half of it.
     """
     step = SAMPLING_RATE // 200
     frames = utterance.samples[: len(utterance.samples) // step * step].reshape(-1, step)

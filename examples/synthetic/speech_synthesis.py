@@ -1,4 +1,5 @@
-"""Speech with known phoneme times: espeak-ng through its library, and recordings of it in rooms, at distances, in noise.
+"""Speech with known phoneme times: espeak-ng through its library, and recordings of it in rooms, at distances, in
+noise.
 
 espeak-ng (https://github.com/espeak-ng/espeak-ng, GPL-3.0; Debian package `espeak-ng`) speaks more than a hundred
 languages by formant synthesis and says when each phoneme begins. It is loaded at run time and is no dependency of the
@@ -232,8 +233,8 @@ def make_noise(random: np.random.Generator, length: int) -> np.ndarray:
 
 def record(samples: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """
-    What a microphone hears: a room (echoes that decay; the direct sound stays where it is), a coloured channel, at times
-    a telephone's band, loudness from far to close, noise from none to loud. Same length, in [-1, 1].
+    What a microphone hears: a room (echoes that decay; the direct sound stays where it is), a coloured channel, at
+    times a telephone's band, loudness from far to close, noise from none to loud. Same length, in [-1, 1].
     """
     recorded = samples
     if random.random() < 0.5:

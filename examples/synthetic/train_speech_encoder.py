@@ -3,8 +3,8 @@ Train the speech encoder: log-mel features -> what can be heard of the 52 facial
 
     python train_speech_encoder.py --data data/speech --output speech_encoder
 
-The result is an `AudioMotionEncoder` whose tokens are actions (`motion_dim=52`). `bundle_speech.py` makes of it the one that
-gives a model's face motion tokens. A stopped run goes on where it was, to the bit.
+The result is an `AudioMotionEncoder` whose tokens are actions (`motion_dim=52`). `bundle_speech.py` makes of it the
+one that gives a model's face motion tokens. A stopped run goes on where it was, to the bit.
 """
 
 from __future__ import annotations
