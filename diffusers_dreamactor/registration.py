@@ -17,6 +17,7 @@ from diffusers_dreamactor.models.single_file import register_single_file
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
+from diffusers_dreamactor.motion.idle import idle_motion
 from diffusers_dreamactor.motion.retarget import retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
@@ -28,6 +29,7 @@ from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.head_sphere import HeadSphereProcessor
 from diffusers_dreamactor.processors.reference import Reference, ReferenceProcessor
+from diffusers_dreamactor.talking_face import TalkingFace, speak
 
 
 __all__ = [
@@ -54,7 +56,10 @@ __all__ = [
     "ReferenceProcessor",
     "SapiensCapture",
     "SchedulerMixin",
+    "TalkingFace",
+    "idle_motion",
     "retarget",
+    "speak",
 ]
 
 _METHODS = ["save_pretrained", "from_pretrained"]

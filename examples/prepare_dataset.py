@@ -88,13 +88,17 @@ def find_clips(folder: Path) -> list[Path]:
     return sorted(clips + [path for path in folder.iterdir() if (path / "clip.safetensors").exists()])
 
 
-def read_rendered_clip(folder: Path) -> RawClip:
-    """A clip with known motion, as `make_dataset.py` writes it."""
+def read_rendered_clip(folder: Path, sampling_rate: int | None = None) -> RawClip:
+    """
+    A clip with known motion, as `make_dataset.py` writes it. The sound of talking heads, `speech.wav`, is read at
+    `sampling_rate`, when there is one.
+    """
     with safe_open(folder / "clip.safetensors", framework="np") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}
         metadata = dict(file.metadata())
     motion = MotionSequence.load(folder / "motion.safetensors")
     reference_motion = MotionSequence.load(folder / "reference_motion.safetensors")
+    sound = folder / "speech.wav"
     return RawClip(
         folder.name,
         tensors["video"],
@@ -105,6 +109,7 @@ def read_rendered_clip(folder: Path) -> RawClip:
         None,
         tensors["regions"],
         metadata,
+        load_audio(sound, sampling_rate) if sampling_rate and sound.exists() else None,
     )
 
 
@@ -354,7 +359,8 @@ def main() -> None:
             continue
         try:
             if path.is_dir():
-                prepare_clip(read_rendered_clip(path), encode, processor, output, action_tokens, None, encode_identity)
+                clip = read_rendered_clip(path, sampling_rate)
+                prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
             else:
                 if capture is None:
                     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture

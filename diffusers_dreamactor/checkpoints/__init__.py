@@ -5,7 +5,7 @@ from pathlib import Path
 from diffusers_dreamactor.checkpoints.random_pipeline import save_random_pipeline
 
 
-__all__ = ["bundled_avatars", "bundled_model", "bundled_motions", "save_random_pipeline"]
+__all__ = ["bundled_avatars", "bundled_model", "bundled_motions", "bundled_speech", "save_random_pipeline"]
 
 FOLDER = Path(__file__).parent
 
@@ -24,3 +24,8 @@ def bundled_avatars() -> dict[str, Path]:
 def bundled_motions() -> dict[str, Path]:
     """Names and files of the bundled motions."""
     return {path.stem: path for path in sorted((FOLDER / "motions").glob("*.safetensors"))}
+
+
+def bundled_speech() -> Path:
+    """Three seconds of English, spoken by espeak-ng: a FLAC file of 16,000 samples a second."""
+    return FOLDER / "speech.flac"

@@ -38,9 +38,27 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
     (DreamActor-M1, section 3.2: an extra encoder maps speech to the face motion tokens).
 
     Features arrive at their own rate: hidden states of a speech encoder (Wav2Vec2: 50 a second) or the log-mel
-    features of a feature extractor. A convolution at that rate gathers what lies between two frames of video, then each
-    frame reads the features at its middle, and ConvNeXt blocks look `num_layers * (kernel_size // 2)` frames to
-    either side. Everything is local: cost is linear in the length, and where speech shifts, the motion shifts with it.
+    features of a feature extractor (100 a second). A convolution reads them, the blocks look both ways in time, and
+    each frame of video reads their output at its middle. All of it but that last step happens at the features' rate,
+    so the same weights serve every frame rate. Everything is local: cost is linear in the length, where speech shifts,
+    the motion shifts with it, and what lies further away than `context` features plays no part.
+
+    To train one on the features of a real speech encoder (Wav2Vec2, HuBERT or any other of `transformers` that has
+    `last_hidden_state` and `config.inputs_to_logits_ratio`), make it part of a repository, then prepare clips with
+    sound and train the stage `audio`, in which everything else rests:
+
+    ```py
+    >>> from transformers import HubertModel, Wav2Vec2FeatureExtractor
+
+    >>> pipe.register_modules(
+    ...     audio_encoder=HubertModel.from_pretrained("facebook/hubert-base-ls960"),
+    ...     audio_feature_extractor=Wav2Vec2FeatureExtractor(),
+    ...     audio_motion_encoder=AudioMotionEncoder(feature_dim=768, motion_dim=pipe.transformer.config.motion_dim),
+    ... )
+    >>> pipe.save_pretrained("with_speech")
+    >>> # python examples/prepare_dataset.py --model with_speech --clips videos --output prepared
+    >>> # python examples/train_dreamactor.py --stage audio --model with_speech --data prepared --output trained
+    ```
 
     Args:
         feature_dim (`int`, defaults to `768`):
@@ -50,9 +68,14 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
         num_layers (`int`, defaults to `6`):
             Number of blocks.
         kernel_size (`int`, defaults to `5`):
-            Odd number of frames (before the blocks: of features) that a convolution sees.
+            Odd number of steps that a convolution sees.
         motion_dim (`int`, defaults to `512`):
             Width of a motion token: the transformer's `motion_dim`.
+        stride (`int`, defaults to `1`):
+            Features from one step of the blocks to the next; 2 for log-mel features.
+        blink (`list[float]`, *optional*):
+            What closed eyes add to a token, `motion_dim` numbers. Blinks cannot be heard: whoever wants the eyes to
+            blink adds a share in [0, 1] of it.
     """
 
     _supports_gradient_checkpointing = True
@@ -69,19 +92,38 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
         num_layers: int = 6,
         kernel_size: int = 5,
         motion_dim: int = 512,
+        stride: int = 1,
+        blink: list[float] | None = None,
     ) -> None:
         super().__init__()
         if kernel_size % 2 == 0:
             raise ValueError(f"`kernel_size` is {kernel_size}, but has to be odd.")
-        # No norm over the features: in log-mel features, loudness would go with it.
-        self.conv_in = nn.Conv1d(feature_dim, hidden_dim, kernel_size, padding=kernel_size // 2)
+        if stride < 1:
+            raise ValueError(f"`stride` is {stride}, but has to be at least 1.")
+        if blink is not None and len(blink) != motion_dim:
+            raise ValueError(f"`blink` has {len(blink)} numbers, but a token has `motion_dim` {motion_dim}.")
+        # No norm over the features: in log-mel features, loudness would go with it. Zeros are no silence there, so the
+        # first and the last feature go on beyond the ends.
+        self.conv_in = nn.Conv1d(
+            feature_dim, hidden_dim, kernel_size, stride, padding=kernel_size // 2, padding_mode="replicate"
+        )
         self.blocks = nn.ModuleList([AudioMotionBlock(hidden_dim, kernel_size) for _ in range(num_layers)])
         self.norm_out = nn.LayerNorm(hidden_dim)
         self.proj_out = nn.Linear(hidden_dim, motion_dim)
         self.gradient_checkpointing = False
 
+    @property
+    def context(self) -> int:
+        """Features to either side of a moment that its token depends on."""
+        reach = self.config.kernel_size // 2
+        return reach + self.config.stride * (self.config.num_layers * reach + 1)
+
     def forward(
-        self, features: torch.Tensor, num_frames: int, features_per_frame: float | None = None
+        self,
+        features: torch.Tensor,
+        num_frames: int,
+        features_per_frame: float | None = None,
+        first_frame: float = 0.0,
     ) -> torch.Tensor:
         """
         Args:
@@ -92,6 +134,9 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
             features_per_frame (`float`, *optional*):
                 The features' rate over the video's (50 / 25 = 2); `None`: both last equally long, `L / num_frames`.
                 Frames after the features' end read the last one.
+            first_frame (`float`, defaults to 0):
+                How many frames after the first feature the first frame comes, where `features` begin earlier to give
+                it what was heard before.
 
         Returns:
             `torch.Tensor` of shape `(B, num_frames, motion_dim)`.
@@ -106,23 +151,23 @@ class AudioMotionEncoder(ModelMixin, ConfigMixin):
             )
         if num_frames < 1:
             raise ValueError(f"`num_frames` is {num_frames}, but has to be at least 1.")
-        length = features.shape[1]
         if features_per_frame is None:
-            features_per_frame = length / num_frames
+            features_per_frame = features.shape[1] / num_frames
 
         hidden_states = self.conv_in(features.transpose(1, 2)).transpose(1, 2)
-
-        # A frame's middle, in features: sample i of n stands for the time from i to i + 1.
-        position = (torch.arange(num_frames, device=features.device, dtype=torch.float32) + 0.5) * features_per_frame
-        position = (position - 0.5).clamp(0, length - 1)
-        before = position.floor().long()
-        after = (before + 1).clamp(max=length - 1)
-        weight = (position - before).to(hidden_states.dtype)[None, :, None]
-        hidden_states = torch.lerp(hidden_states[:, before], hidden_states[:, after], weight)
-
         for block in self.blocks:
             if torch.is_grad_enabled() and self.gradient_checkpointing:
                 hidden_states = self._gradient_checkpointing_func(block, hidden_states)
             else:
                 hidden_states = block(hidden_states)
+
+        # A frame's middle, in steps: feature i of n stands for the time from i to i + 1.
+        length = hidden_states.shape[1]
+        frames = torch.arange(num_frames, device=features.device, dtype=torch.float32)
+        position = ((frames + first_frame + 0.5) * features_per_frame - 0.5) / self.config.stride
+        position = position.clamp(0, length - 1)
+        before = position.floor().long()
+        after = (before + 1).clamp(max=length - 1)
+        weight = (position - before).to(hidden_states.dtype)[None, :, None]
+        hidden_states = torch.lerp(hidden_states[:, before], hidden_states[:, after], weight)
         return self.proj_out(self.norm_out(hidden_states))

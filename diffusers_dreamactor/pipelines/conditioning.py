@@ -8,6 +8,8 @@ import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
+from diffusers_dreamactor.speech import extract_speech_features, feature_hop
+
 
 class Segment(NamedTuple):
     """A range of the video that one denoising run makes: frames `[start, stop)`, with `start` shared with the segment
@@ -165,12 +167,5 @@ def speech_features(
     rate = feature_extractor.sampling_rate
     length = round(num_frames / fps * rate)
     samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]
-    features = feature_extractor(samples, sampling_rate=rate, return_tensors="pt")
-    features = features[feature_extractor.model_input_names[0]]
-    # log-mel features come every 10 ms, or every `hop_length` samples where the extractor has one
-    hop = getattr(feature_extractor, "hop_length", rate // 100)
-    if audio_encoder is not None:
-        features = features.to(get_module_execution_device(audio_encoder), audio_encoder.dtype)
-        features = audio_encoder(features).last_hidden_state
-        hop = audio_encoder.config.inputs_to_logits_ratio
-    return features, rate / hop / fps
+    features = extract_speech_features(samples, feature_extractor, audio_encoder)
+    return features, rate / feature_hop(feature_extractor, audio_encoder) / fps

@@ -276,6 +276,7 @@ def render_motion(
     expression: int = 0,
     liveliness: float = 1.0,
     turning: float = 0.2,
+    actions: np.ndarray | None = None,
 ) -> list[SyntheticClip]:
     """
     One random motion on `people` random people.
@@ -290,6 +291,8 @@ def render_motion(
             same person in many motions.
         expression: 0 is the motion's own; other numbers give clips that differ in nothing but the expression.
         liveliness, turning: of the motion, see `random_motion`.
+        actions (`np.ndarray` of shape `(num_frames, 52)`, *optional*): what the face does, in the order of
+            `body.action_names`, instead of a random expression.
 
     Returns:
         `list[SyntheticClip]`
@@ -298,6 +301,8 @@ def render_motion(
     motion = random_motion(random, body, num_frames, scale, liveliness, turning)
     if expression:
         actions = random_expression(np.random.default_rng([seed, expression]), body, num_frames)
+        motion = with_expression(motion, actions, body)
+    if actions is not None:
         motion = with_expression(motion, actions, body)
     camera = Camera.random(random, scale)
 

@@ -37,9 +37,10 @@ def test_shifted_speech_shifts_the_tokens(features_per_frame):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
 @pytest.mark.parametrize(("length", "frames"), [(100, 50), (100, 48), (100, 60), (60, 100), (7, 7)])
-def test_a_frame_hears_its_own_moment(length, frames):
-    encoder, features = make_encoder(), make_features(length)
+def test_a_frame_hears_its_own_moment(length, frames, stride):
+    encoder, features = make_encoder(stride=stride), make_features(length)
     tokens = encoder(features, frames)
     for index in (0, length // 3, length - 1):
         changed = features.clone()
@@ -47,10 +48,9 @@ def test_a_frame_hears_its_own_moment(length, frames):
         change = (encoder(changed, frames) - tokens).abs().sum((0, 2))
         moment = (index + 0.5) / length * frames - 0.5
         heard = change.nonzero().flatten()
-        # 2 blocks of 3 frames, and what the first convolution and the interpolation spread.
-        reach = 2 + 2 * frames / length + 0.5
-        assert heard.min() >= moment - reach - 0.5
-        assert heard.max() <= moment + reach + 0.5
+        reach = encoder.context * frames / length
+        assert heard.min() >= moment - reach
+        assert heard.max() <= moment + reach
         centre = (change * torch.arange(frames)).sum() / change.sum()
         border = min(moment, frames - 1 - moment) < reach
         assert abs(centre - moment) < (reach if border else 1.0)
@@ -62,7 +62,30 @@ def test_rate_counts_from_the_start_and_the_end_is_held():
     whole = encoder(features, 20, features_per_frame=2)
     torch.testing.assert_close(encoder(features, 12, features_per_frame=2)[:, :8], whole[:, :8], atol=1e-5, rtol=0)
     held = encoder(features, 40, features_per_frame=2)
-    torch.testing.assert_close(held[:, 25:35], held[:, 26:36], atol=1e-5, rtol=0)
+    torch.testing.assert_close(held[:, 20:35], held[:, 21:36], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("stride", [1, 2])
+def test_a_piece_with_context_gives_the_tokens_of_the_whole(stride):
+    encoder, features, features_per_frame = make_encoder(stride=stride), make_features(120), 2.5
+    whole = encoder(features, 48, features_per_frame)
+    start, stop = 20, 30
+    # the piece begins and ends where the context of its frames does, on a step of the blocks
+    first = int(start * features_per_frame - encoder.context) // stride * stride
+    last = int(stop * features_per_frame + encoder.context) + 1
+    piece = encoder(
+        features[:, first:last], stop - start, features_per_frame, first_frame=start - first / features_per_frame
+    )
+    torch.testing.assert_close(piece, whole[:, start:stop], atol=1e-5, rtol=0)
+
+
+@torch.no_grad()
+def test_the_same_moments_at_another_frame_rate():
+    encoder, features = make_encoder(stride=2), make_features(120)
+    slow, fast = encoder(features, 20, 6.0), encoder(features, 60, 2.0)
+    # the middle of a slow frame is that of the second of its three fast ones
+    torch.testing.assert_close(slow, fast[:, 1::3], atol=1e-5, rtol=0)
 
 
 @torch.no_grad()
@@ -128,3 +151,7 @@ def test_bad_input_is_named():
         encoder(make_features(20), 0)
     with pytest.raises(ValueError, match="`kernel_size` is 4"):
         make_encoder(kernel_size=4)
+    with pytest.raises(ValueError, match="`stride` is 0"):
+        make_encoder(stride=0)
+    with pytest.raises(ValueError, match="`blink` has 3 numbers, but a token has `motion_dim` 8"):
+        make_encoder(blink=[0.0, 0.0, 1.0])

@@ -1,0 +1,243 @@
+"""
+How well speech drives the face: voices, sentences and languages that were never trained on.
+
+    python evaluate_speech.py                               # the encoder, by language
+    python evaluate_speech.py --drawing 12                  # and 12 clips, drawn by the bundled model
+    python evaluate_speech.py --avatar 4 --capture_models MODELS   # the talking face, as MediaPipe sees it
+
+The mouth's opening is `jawOpen`, in [0, 1]. `r` is its correlation with the truth over the frames of all clips of a
+language; `lag` the shift in frames that correlates best; `other's speech` correlates with the truth of another clip.
+Lips count as closed below `CLOSED`, in the frame nearest to the middle of a p, b or m; `open in silence` is the share
+of frames at least 0.2 s into a pause and before speech that are not closed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+import torch
+from bundle_speech import token_map
+from speech_actions import ACTION_INDEX, closures, speech_actions
+from speech_synthesis import (
+    HELD_OUT_LANGUAGES,
+    HELD_OUT_SENTENCES,
+    HELD_OUT_VOICES,
+    SAMPLING_RATE,
+    SpeechSynthesizer,
+    Utterance,
+    load_sentences,
+    record,
+    speak_at_random,
+)
+from train_speech_encoder import sample_at
+
+from diffusers_dreamactor.speech import iterate_speech_tokens
+from diffusers_dreamactor.talking_face import TalkingFace, speech_to_actions
+
+
+CLOSED = 0.12
+MEASURED = ("jawOpen", "mouthPucker", "mouthFunnel", "mouthSmileLeft", "mouthRollLower")
+
+
+def held_out_clip(synthesizer, language: str, number: int, seconds: float) -> tuple[Utterance, np.ndarray]:
+    """A held-out voice that says held-out sentences (of a held-out language: any), and its sound as recorded."""
+    random = np.random.default_rng([number, 17])
+    sentences = load_sentences()[language]
+    sentences = sentences if language in HELD_OUT_LANGUAGES else sentences[-HELD_OUT_SENTENCES:]
+    spoken = speak_at_random(synthesizer, random, language, sentences, HELD_OUT_VOICES, seconds, shuffle_words=0.0)
+    return spoken, record(spoken.samples, random)
+
+
+def best_lag(given: np.ndarray, truth: np.ndarray, reach: int = 8) -> int:
+    """By how many frames `given` is later than `truth` where both agree best."""
+    scores = []
+    for lag in range(-reach, reach + 1):
+        late, early = given[max(0, lag) : len(given) + min(0, lag)], truth[max(0, -lag) : len(truth) - max(0, lag)]
+        scores.append(np.corrcoef(late, early)[0, 1])
+    return int(np.argmax(scores)) - reach
+
+
+def silent_frames(utterance: Utterance, times: np.ndarray) -> np.ndarray:
+    """Which moments are at least 0.2 s away from all speech."""
+    silent = np.ones(len(times), dtype=bool)
+    for phoneme in utterance.phonemes:
+        silent &= (times < phoneme.start - 0.2) | (times > phoneme.end + 0.2)
+    return silent
+
+
+def measures(clips: list[tuple[np.ndarray, np.ndarray, Utterance]], fps: float) -> dict[str, float]:
+    """Figures of clips: measured mouth openings `(F,)`, true ones, and what was said."""
+    given, truth = (np.concatenate([clip[part] for clip in clips]) for part in (0, 1))
+    others = [(a[0], b[1]) for a, b in zip(clips, clips[1:] + clips[:1])]
+    shuffled = [np.corrcoef(a[: len(b)], b[: len(a)])[0, 1] for a, b in others]
+    closed, resting = [], []
+    for opening, _, utterance in clips:
+        times = (np.arange(len(opening)) + 0.5) / fps
+        middles = np.array([(start + stop) / 2 for _, start, stop in closures(utterance)])
+        frames = (middles * fps).astype(int)
+        # of slow video, only the closures of which a frame shows the middle
+        frames = frames[(frames < len(opening)) & (np.abs((frames + 0.5) / fps - middles) <= 0.02)]
+        closed += list(opening[frames] < CLOSED)
+        resting += list(opening[silent_frames(utterance, times)] >= CLOSED)
+    return {
+        "r": float(np.corrcoef(given, truth)[0, 1]),
+        "lag": float(np.median([best_lag(clip[0], clip[1]) for clip in clips])),
+        "other's speech": float(np.mean(shuffled)) if len(clips) > 1 else float("nan"),
+        "p, b, m closed": float(np.mean(closed)) if closed else float("nan"),
+        "open in silence": float(np.mean(resting)) if resting else float("nan"),
+    }
+
+
+def print_row(name: str, figures: dict[str, float]) -> None:
+    print("| " + " | ".join([name] + [f"{value:.3f}" for value in figures.values()]) + " |", flush=True)
+
+
+def evaluate_encoder(synthesizer, fps: float, clips: int, seconds: float) -> dict:
+    """The encoder alone: a table by language."""
+    encoder, extractor = speech_to_actions()
+    results = {}
+    groups = {"trained languages": [], "languages never trained on": []}
+    for position, language in enumerate(load_sentences()):
+        rows, shapes = [], []
+        for number in range(clips):
+            utterance, sound = held_out_clip(synthesizer, language, 1000 * position + number, seconds)
+            tokens = np.concatenate(list(iterate_speech_tokens((sound, SAMPLING_RATE), fps, encoder, extractor)))
+            truth = sample_at(speech_actions(utterance), (np.arange(len(tokens)) + 0.5) / fps)
+            rows.append((tokens[:, ACTION_INDEX["jawOpen"]], truth[:, ACTION_INDEX["jawOpen"]], utterance))
+            shapes.append((tokens, truth))
+        unseen = language in HELD_OUT_LANGUAGES
+        groups["languages never trained on" if unseen else "trained languages"] += rows
+        results[language] = measures(rows, fps)
+        for name in MEASURED[1:]:
+            given, true = (np.concatenate([pair[part][:, ACTION_INDEX[name]] for pair in shapes]) for part in (0, 1))
+            results[language][name] = float(np.corrcoef(given, true)[0, 1]) if true.std() > 1e-3 else float("nan")
+        if len(results) == 1:
+            names = ["language"] + list(results[language])
+            print("| " + " | ".join(names) + " |\n|" + "---|" * len(names))
+        print_row(language + (" (new)" if unseen else ""), results[language])
+    for name, rows in groups.items():
+        results[name] = measures(rows, fps)
+        print_row(name, results[name])
+    return results
+
+
+def evaluate_drawing(synthesizer, count: int, seconds: float, sheet: str | None) -> dict:
+    """Clips of the bundled model: speech, and for comparison the true actions, drawn and read off the frames again."""
+    import PIL.Image
+
+    from diffusers_dreamactor import DreamActorPipeline
+    from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model
+    from diffusers_dreamactor.motion.sequence import MotionSequence
+    from diffusers_dreamactor.training.action_tokens import ActionTokens
+
+    folder = Path(bundled_model())
+    action_tokens = ActionTokens.load(folder / "action_tokens.safetensors")
+    weight, bias = (values.numpy() for values in token_map(action_tokens))
+    row = action_tokens.used.tolist().index(ACTION_INDEX["jawOpen"])
+
+    def opening(tokens):
+        return (tokens[:, row] - bias[row]) / weight[row, ACTION_INDEX["jawOpen"]]
+
+    def calibrated(seen, truth):
+        """What is read off the frames, at the truth's mean and spread: the reading is a line of its own in each picture."""
+        return (seen - seen.mean()) / seen.std() * truth.std() + truth.mean()
+
+    pipe = DreamActorPipeline.from_pretrained(bundled_model())
+    pipe.set_progress_bar_config(disable=True)
+    fps = pipe.config.fps
+    poses = {path: MotionSequence.load(path.with_suffix(".safetensors")) for path in bundled_avatars().values()}
+    portraits = [path for path, pose in poses.items() if pose.head.radius[0] > 15]
+    languages = [*HELD_OUT_LANGUAGES, "en-us", "de", "fr", "es", "it", "pl"]
+    rows = {"encoder": [], "drawn from speech": [], "drawn from the truth": [], "drawn against given": []}
+    sheets = []
+    for number in range(count):
+        language = languages[number % len(languages)]
+        utterance, sound = held_out_clip(synthesizer, language, 500_000 + number, seconds)
+        picture = portraits[number % len(portraits)]
+        inputs = pipe.prepare(picture, audio=sound, reference_motion=poses[picture])
+        tokens = inputs.motion_tokens
+        actions = sample_at(speech_actions(utterance), (np.arange(len(tokens)) + 0.5) / fps)
+        truth = actions[:, ACTION_INDEX["jawOpen"]]
+        true_tokens = (actions @ weight.T + bias).astype(np.float32)
+        rows["encoder"].append((opening(tokens), truth, utterance))
+        drawn = {}
+        for name, given in (("drawn from speech", tokens), ("drawn from the truth", true_tokens)):
+            inputs.motion_tokens = given
+            result = pipe(inputs, generator=torch.Generator().manual_seed(number), output_type="np")
+            frames = (np.asarray(result.frames[0]) * 255).round().astype(np.uint8)
+            box = inputs.references[0].motion.face.boxes[0]
+            crops = np.stack([pipe.motion_processor.face_motion.crop(frame, box) for frame in frames])
+            with torch.no_grad():
+                pixels = torch.from_numpy(crops).float()[None] / 127.5 - 1
+                seen = pipe.face_motion_encoder(pixels.to(pipe.face_motion_encoder.dtype))[0].float().numpy()
+            drawn[name] = calibrated(opening(seen), truth)
+            rows[name].append((drawn[name], truth, utterance))
+            sheets.append(frames)
+        rows["drawn against given"].append((drawn["drawn from speech"], opening(tokens), utterance))
+    print("| | " + " | ".join(measures(rows["encoder"], fps)) + " |\n|" + "---|" * 6)
+    results = {name: measures(clips, fps) for name, clips in rows.items()}
+    for name, figures in results.items():
+        print_row(name, figures)
+    if sheet:
+        strips = [np.concatenate(list(frames[6:46]), axis=1) for frames in sheets]
+        width = min(strip.shape[1] for strip in strips)
+        PIL.Image.fromarray(np.concatenate([strip[:, :width] for strip in strips])).save(sheet)
+    return results
+
+
+def evaluate_avatar(synthesizer, count: int, seconds: float, capture_models: str) -> dict:
+    """The talking face through MediaPipe: is it found, and does it open the mouth as intended?"""
+    from diffusers_dreamactor import MediaPipeCapture
+    from diffusers_dreamactor.motion.idle import idle_head_rotation
+    from diffusers_dreamactor.talking_face import iterate_speech_actions
+
+    capture, face, fps = MediaPipeCapture.from_pretrained(capture_models), TalkingFace(), 25.0
+    results = {}
+    for number in range(count):
+        language = (*HELD_OUT_LANGUAGES, "en-us", "de")[number % 8]
+        _, sound = held_out_clip(synthesizer, language, 700_000 + number, seconds)
+        actions = np.concatenate(list(iterate_speech_actions((sound, SAMPLING_RATE), fps, seed=number)))
+        rotations = idle_head_rotation(np.arange(len(actions)) / fps, seed=number)
+        frames = [face.draw(action, rotation) for action, rotation in zip(actions, rotations)]
+        motion = capture.capture(np.stack(frames), fps=fps, progress=False)
+        seen, intended = (values[:, ACTION_INDEX["jawOpen"]] for values in (motion.face.blendshapes, actions))
+        blinked = motion.face.blendshapes[:, ACTION_INDEX["eyeBlinkLeft"]]
+        results[f"{language} {number}"] = figures = {
+            "jawOpen r": float(np.corrcoef(seen, intended)[0, 1]),
+            "lag": float(best_lag(seen, intended)),
+            "face found": float((motion.face.confidence > 0).mean()),
+            "eyeBlinkLeft r": float(np.corrcoef(blinked, actions[:, ACTION_INDEX["eyeBlinkLeft"]])[0, 1]),
+        }
+        if number == 0:
+            print("| | " + " | ".join(figures) + " |\n|" + "---|" * 5)
+        print_row(f"{language} {number}", figures)
+    return results
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--fps", type=float, default=25.0)
+    parser.add_argument("--clips", type=int, default=3, help="of each language")
+    parser.add_argument("--seconds", type=float, default=15.0)
+    parser.add_argument("--drawing", type=int, help="clips to draw with the bundled model, instead")
+    parser.add_argument("--sheet", help="picture of the frames that are drawn")
+    parser.add_argument("--avatar", type=int, help="clips of the talking face to capture, instead")
+    parser.add_argument("--capture_models", help="folder of MediaPipe's models")
+    parser.add_argument("--output", help="JSON file of the figures")
+    arguments = parser.parse_args()
+    synthesizer = SpeechSynthesizer()
+    if arguments.drawing:
+        results = evaluate_drawing(synthesizer, arguments.drawing, arguments.seconds, arguments.sheet)
+    elif arguments.avatar:
+        results = evaluate_avatar(synthesizer, arguments.avatar, arguments.seconds, arguments.capture_models)
+    else:
+        results = evaluate_encoder(synthesizer, arguments.fps, arguments.clips, arguments.seconds)
+    if arguments.output:
+        Path(arguments.output).write_text(json.dumps(results, indent=2))
+
+
+if __name__ == "__main__":
+    main()
