@@ -1,4 +1,4 @@
-"""The `dreamactor` command: animate, capture, convert, demo, doctor."""
+"""The `dreamactor` command: animate, capture, convert, demo, doctor, speak."""
 
 import argparse
 import importlib.metadata
@@ -69,6 +69,8 @@ OPTIONS = {
     "face_scale": "--face-scale",
     "pose_scale": "--pose-scale",
     "num_pseudo_references": "--pseudo-references",
+    "idle": "--no-idle",
+    "speech_from": "--speech-from",
 }
 
 
@@ -121,6 +123,9 @@ def build_parser() -> argparse.ArgumentParser:
     animate.add_argument("reference", nargs="+", help="the picture; more pictures of the same person complement it")
     animate.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
     animate.add_argument("--audio", help="speech that drives the face, and is heard")
+    animate.add_argument(
+        "--speech-from", type=float, default=0.0, help="seconds from which on --audio drives the face (default: 0)"
+    )
     animate.add_argument("--face-video", help="another video that drives the face")
     animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
     animate.add_argument(
@@ -134,6 +139,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--avatar", default="ana", help="name of the avatar (default: %(default)s)")
     demo.add_argument("--motion", default="talk", help="name of the motion (default: %(default)s)")
+    demo.add_argument("--audio", action="store_true", help="say a bundled sentence instead of performing a motion")
     demo.add_argument("--list", action="store_true", help="list avatars and motions and stop")
     demo.add_argument("--output", default="demo.mp4", help="the MP4 to write (default: %(default)s)")
     add_generation_arguments(demo)
@@ -161,6 +167,17 @@ def build_parser() -> argparse.ArgumentParser:
     )
     convert.add_argument("kind", choices=list(CONVERSIONS), help="what is converted")
     convert.add_argument("options", nargs=argparse.REMAINDER, help="see dreamactor convert KIND --help")
+
+    speak = commands.add_parser("speak", help="speech to the video of a talking face, for --face-video")
+    speak.add_argument("sound", help="the speech: a sound or video file")
+    speak.add_argument("--output", required=True, help="the MP4 to write")
+    speak.add_argument("--fps", type=float, default=25.0, help="frames per second (default: %(default)g)")
+    speak.add_argument(
+        "--size", type=int, default=512, help="side of the square picture in pixels (default: %(default)s)"
+    )
+    speak.add_argument("--frames", type=int, help="frames to make; default: as long as the sound")
+    speak.add_argument("--no-idle", action="store_true", help="no blinks and no sway of the head")
+    speak.add_argument("--seed", type=int, default=0, help="seed of blinks and sway (default: %(default)s)")
 
     commands.add_parser("doctor", help="versions, devices, extras and model files")
     return parser
@@ -211,6 +228,7 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
         default=0,
         help="make so many references from a turn first (default: %(default)s)",
     )
+    parser.add_argument("--no-idle", action="store_true", help="no blinks and no sway of the head while speech drives")
     parser.add_argument("--sound", help="what is heard; default: the speech, or the driving video's sound")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
@@ -291,6 +309,7 @@ def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
         num_frames=args.frames,
         fps=args.fps,
         extend=args.extend,
+        idle=not args.no_idle,
         **driver,
     )
     output = Path(args.output)
@@ -340,7 +359,7 @@ def run_animate(args: argparse.Namespace) -> None:
         if path is not None:
             load_audio(path)
     if args.audio is not None:
-        driver["audio"] = args.audio
+        driver |= {"audio": args.audio, "speech_from": args.speech_from}
     if args.model is None and not is_avatar(args.reference[0]):
         print(
             "dreamactor: the bundled model knows only its own avatars, not real people: for those, name their weights by "
@@ -363,7 +382,7 @@ def is_avatar(path: str) -> bool:
 
 def run_demo(args: argparse.Namespace) -> None:
     """`dreamactor demo`."""
-    from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions
+    from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions, bundled_speech
     from diffusers_dreamactor.media import VIDEO_SUFFIXES
     from diffusers_dreamactor.motion.sequence import MotionSequence
 
@@ -378,8 +397,8 @@ def run_demo(args: argparse.Namespace) -> None:
             raise ValueError(f"`{name}` is {choice!r}, but there are {', '.join(choices)}.")
     picture = avatars[args.avatar]
     reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
-    motion = MotionSequence.load(motions[args.motion])
-    generate(load_pipeline(args.model, args.device), picture, args, motion=motion, reference_motion=reference_motion)
+    driver = {"audio": bundled_speech()} if args.audio else {"motion": MotionSequence.load(motions[args.motion])}
+    generate(load_pipeline(args.model, args.device), picture, args, reference_motion=reference_motion, **driver)
 
 
 def run_capture(args: argparse.Namespace) -> None:
@@ -424,6 +443,19 @@ def run_capture(args: argparse.Namespace) -> None:
         # drawn piece by piece: the guidance of a long video does not fit into memory
         Preview(inputs, driver=reader).save(preview)
         print(f"dreamactor: wrote {preview}")
+
+
+def run_speak(args: argparse.Namespace) -> None:
+    """`dreamactor speak`."""
+    from diffusers_dreamactor.media import VIDEO_SUFFIXES, VideoWriter
+    from diffusers_dreamactor.talking_face import speak
+
+    check_output(args.output, VIDEO_SUFFIXES, [args.sound])
+    frames = speak(args.sound, args.fps, args.size, args.frames, idle=not args.no_idle, seed=args.seed)
+    with VideoWriter(args.output, fps=args.fps, audio=args.sound) as writer:
+        for frame in frames:
+            writer.write(frame)
+    print(f"dreamactor: wrote {args.output} ({writer.num_frames} frames at {args.fps:g} frames/s)")
 
 
 def run_convert(args: argparse.Namespace) -> None:
@@ -487,6 +519,7 @@ def main(arguments: list[str] | None = None) -> int:
         "convert": run_convert,
         "demo": run_demo,
         "doctor": run_doctor,
+        "speak": run_speak,
     }[args.command]
     former = signal.signal(signal.SIGTERM, _terminate)
     try:

@@ -23,7 +23,6 @@ from diffusers.video_processor import VideoProcessor
 from transformers import BaseImageProcessor, CLIPVisionModel, PreTrainedModel, PreTrainedTokenizerBase
 
 from diffusers_dreamactor.loaders.lora_pipeline import DreamActorLoraLoaderMixin
-from diffusers_dreamactor.media import load_audio
 from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.condition_cache import ConditionCache
@@ -33,12 +32,14 @@ from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
-from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
+from diffusers_dreamactor.pipelines.conditioning import image_states
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
 from diffusers_dreamactor.pipelines.preparation import PreparationMixin
 from diffusers_dreamactor.pipelines.sampling import SamplingOptions, takes_arguments_of
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.sound import sound_source
+from diffusers_dreamactor.speech import iterate_speech_tokens
 
 
 logger = logging.get_logger(__name__)
@@ -270,11 +271,14 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
     @property
     def sampling_rate(self) -> int:
         """Samples per second of the sound that `encode_audio` reads."""
+        if self.audio_feature_extractor is None:
+            return 16000
         return self.audio_feature_extractor.sampling_rate
 
+    @torch.no_grad()
     def encode_audio(self, audio, fps: float, num_frames: int | None = None) -> np.ndarray:
         """
-        Face motion tokens from speech.
+        Face motion tokens from speech, read piece by piece.
 
         Args:
             audio: A path, a pair of samples and their rate, or samples alone at the feature extractor's sampling rate:
@@ -285,15 +289,9 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
         Returns:
             `np.ndarray` of shape `(num_frames, motion_dim)`.
         """
-        rate = self.sampling_rate
-        samples = load_audio(audio, rate)
-        available = max(1, int(len(samples) / rate * fps))
-        num_frames = available if num_frames is None else num_frames
-        features, features_per_frame = speech_features(
-            samples, num_frames, fps, self.audio_feature_extractor, self.audio_encoder
-        )
-        features = features.to(self._execution_device, self.audio_motion_encoder.dtype)
-        return self.audio_motion_encoder(features, num_frames, features_per_frame)[0].float().cpu().numpy()
+        source = sound_source(audio, self.sampling_rate)
+        encoders = (self.audio_motion_encoder, self.audio_feature_extractor, self.audio_encoder)
+        return np.concatenate(list(iterate_speech_tokens(source, fps, *encoders, num_frames=num_frames)))
 
     def encode_face(self, guidance: MotionGuidance, batch_size: int) -> torch.Tensor | None:
         """Face motion tokens `(B, F, motion_dim)` of a segment; `None` when it has no face."""

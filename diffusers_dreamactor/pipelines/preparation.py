@@ -12,6 +12,7 @@ from diffusers_dreamactor.frame_sources import frame_index, iterate_frames
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.capture.selection import NoPersonError
+from diffusers_dreamactor.motion.idle import idle_motion
 from diffusers_dreamactor.motion.retarget import check_fit, resize_motion
 from diffusers_dreamactor.motion.retarget import retarget as retarget_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
@@ -22,6 +23,8 @@ from diffusers_dreamactor.processors.drawn_skeleton import looks_like_drawn_skel
 from diffusers_dreamactor.processors.guidance import MotionGuidance
 from diffusers_dreamactor.processors.reference import Reference
 from diffusers_dreamactor.sound import sound_source
+from diffusers_dreamactor.speech import add_blinks, mix_by_interval
+from diffusers_dreamactor.talking_face import speak
 
 
 logger = logging.get_logger(__name__)
@@ -64,6 +67,8 @@ class PreparationMixin:
         mode: str = "animate",
         background_video=None,
         mask_video=None,
+        idle: bool = True,
+        speech_from: float = 0.0,
     ) -> AnimationInputs:
         """
         Captures, composes and retargets what is performed; nothing is drawn and nothing is generated yet.
@@ -76,7 +81,8 @@ class PreparationMixin:
             motion (`MotionSequence`, *optional*): A captured motion, instead of `video`.
             guidance (`MotionGuidance`, *optional*): Guidance drawn before, at the generation size, instead of both.
             audio (path, `(samples, rate)` or samples, *optional*):
-                Speech that drives the face; samples alone are at the rate of the feature extractor.
+                Speech that drives the face; samples alone are at the rate of the feature extractor. Weights without an
+                `audio_motion_encoder` are shown a drawn face that says it, as a `face_video` (`speak` makes it).
             face_video (as `video`, *optional*):
                 Another driver for the face, brought to the rate of `video` or `motion`, which decides the length: a
                 longer face video is cut, a shorter one needs `num_frames` or `extend`.
@@ -108,6 +114,10 @@ class PreparationMixin:
             mode (`str`, defaults to `"animate"`):
                 `"replace"` (Wan-Animate weights) puts the person into `background_video` where `mask_video` is white.
             background_video (as `video`, *optional*), mask_video (as `video`, *optional*): The scene.
+            idle (`bool`, defaults to `True`):
+                Whether the head sways a little where nothing drives it, and the eyes blink where speech drives the face.
+            speech_from (`float`, defaults to 0.0):
+                Seconds from which on `audio` drives the face; before, the face of `video` or `motion` does.
 
         Returns:
             [`AnimationInputs`]: To be looked at, saved, edited, and given to the pipeline or to `stream`.
@@ -142,6 +152,11 @@ class PreparationMixin:
             )
         num_frames = None if num_frames is None else whole_number("num_frames", num_frames)
         fps = None if fps is None else positive_number("fps", fps)
+        if speech_from and (audio is None or own_pose or self.audio_motion_encoder is None):
+            raise ValueError(
+                f"`speech_from` is {speech_from}, but needs `audio`, a `video` or `motion` whose face is shown before, and weights"
+                " with an `audio_motion_encoder`."
+            )
         if extend is not None and extend not in EXTEND:
             raise ValueError(f"`extend` is {extend!r}, but has to be None or one of {EXTEND}.")
 
@@ -178,13 +193,25 @@ class PreparationMixin:
                 who = person if own_pose else None
                 motion, num_frames = self.take_face(inputs, motion, face_video, who, num_frames, fps, extend)
             if audio is not None:
-                rate = fps or (self.config.fps if motion is None else motion.fps)
-                length = num_frames or (None if motion is None else motion.num_frames)
-                inputs.motion_tokens = self.encode_audio(audio, rate, length)
                 inputs.sound = sound_source(audio, self.sampling_rate)
+                rate = fps or (self.config.fps if motion is None else motion.fps)
+                if self.audio_motion_encoder is None:
+                    spoken = speak(
+                        inputs.sound, rate, num_frames=motion.num_frames if motion else num_frames, idle=idle
+                    )
+                    motion, num_frames = self.take_face(
+                        inputs, motion, np.stack(list(spoken)), None, num_frames, fps, extend
+                    )
+                else:
+                    length = num_frames or (None if motion is None else motion.num_frames)
+                    inputs.motion_tokens = self.encode_audio(inputs.sound, rate, length)
+                    if idle:
+                        inputs.motion_tokens = add_blinks(inputs.motion_tokens, self.audio_motion_encoder, rate)
                 if motion is None:
                     motion = dataclasses.replace(references[0].motion, fps=rate, face=None)
                     motion = motion.hold(len(inputs.motion_tokens))
+                if own_pose and idle:
+                    motion = idle_motion(motion)
             if "face" not in drive:
                 inputs.face_video, inputs.face_crop = None, references[0].face_crop
                 motion = dataclasses.replace(motion, face=None)
@@ -200,6 +227,8 @@ class PreparationMixin:
             elif not own_pose:
                 motion = resize_motion(motion, height, width)
             inputs.motion = motion
+            if speech_from:
+                inputs.motion_tokens = self.mix_speech(inputs, speech_from)
 
         # 5. The scene
         for name, scene in (("background_video", background_video), ("mask_video", mask_video)):
@@ -235,11 +264,19 @@ class PreparationMixin:
             raise ValueError("`guidance` is already drawn, so `audio` and `face_video` cannot be combined with it.")
         if audio is not None and face_video is not None:
             raise ValueError("`audio` and `face_video` were both given, but the face has one driver.")
-        if audio is not None and self.audio_motion_encoder is None:
-            raise ValueError("`audio` was given, but this pipeline has no `audio_motion_encoder`.")
         for name, value in (("audio", audio), ("face_video", face_video)):
             if value is not None and "face" not in drive:
                 raise ValueError(f'`{name}` drives the face, but `drive` is {drive!r}: it then has to have "face".')
+
+    def mix_speech(self, inputs: AnimationInputs, start: float) -> np.ndarray:
+        """Face motion tokens `(F, motion_dim)`: of the driver's face until `start` seconds, of speech after."""
+        silent = dataclasses.replace(inputs, motion_tokens=None)
+        shown = [self.encode_face(piece, 1) for piece in silent.pieces()]
+        if shown[0] is None:
+            raise ValueError(f"`speech_from` is {start}, but the driver shows no face before.")
+        shown = np.concatenate([tokens[0].float().cpu().numpy() for tokens in shown])
+        sources = {"video": shown, "speech": inputs.motion_tokens[: len(shown)]}
+        return mix_by_interval(sources, [(0, "video"), (start, "speech")], inputs.fps)
 
     def take_drawing(self, driver: VideoReader, height: int, width: int) -> MotionGuidance:
         """Guidance from a video that shows drawn skeletons; `ValueError` for weights that read other drawings."""
