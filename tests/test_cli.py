@@ -11,7 +11,13 @@ import torch
 from PIL import Image
 
 from diffusers_dreamactor import DreamActorPipeline, MotionSequence
-from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, save_random_pipeline
+from diffusers_dreamactor.checkpoints import (
+    bundled_avatars,
+    bundled_model,
+    bundled_motions,
+    bundled_speech,
+    save_random_pipeline,
+)
 from diffusers_dreamactor.cli import OPTIONS, main, name_options, parse_parts, parse_person, parse_scales, parse_size
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
@@ -272,6 +278,21 @@ def test_convert_is_the_scripts_of_the_checkout(tmp_path, capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["convert", "wan-animate", "--help"])
     assert stopped.value.code == 0 and "--reverse" in capsys.readouterr().out
+
+
+def test_demo_speaks(tmp_path):
+    output = tmp_path / "say.mp4"
+    assert main(["demo", "--audio", "--output", str(output), *QUICK]) == 0
+    assert probe(output)[::2] == (5, 1)
+
+
+def test_speech_becomes_the_video_of_a_face(tmp_path, capsys):
+    output = tmp_path / "face.mp4"
+    command = ["speak", str(bundled_speech()), "--output", str(output), "--size", "96", "--frames", "6"]
+    assert main(command) == 0
+    assert probe(output) == (6, 25, 1)
+    assert main([*command[:-2], "--frames", "0"]) == 1
+    assert "`--frames` must be at least 1" in capsys.readouterr().err
 
 
 def test_errors_name_options():

@@ -193,7 +193,7 @@ class PreparationMixin:
                 who = person if own_pose else None
                 motion, num_frames = self.take_face(inputs, motion, face_video, who, num_frames, fps, extend)
             if audio is not None:
-                inputs.sound = sound_source(audio, self.sampling_rate)
+                sound = sound_source(audio, self.sampling_rate)
                 rate = fps or (self.config.fps if motion is None else motion.fps)
                 if self.audio_motion_encoder is None:
                     spoken = speak(
@@ -204,7 +204,7 @@ class PreparationMixin:
                     )
                 else:
                     length = num_frames or (None if motion is None else motion.num_frames)
-                    inputs.motion_tokens = self.encode_audio(inputs.sound, rate, length)
+                    inputs.motion_tokens = self.encode_audio(sound, rate, length)
                     if idle:
                         inputs.motion_tokens = add_blinks(inputs.motion_tokens, self.audio_motion_encoder, rate)
                 if motion is None:
@@ -212,6 +212,7 @@ class PreparationMixin:
                     motion = motion.hold(len(inputs.motion_tokens))
                 if own_pose and idle:
                     motion = idle_motion(motion)
+                inputs.sound = sound
             if "face" not in drive:
                 inputs.face_video, inputs.face_crop = None, references[0].face_crop
                 motion = dataclasses.replace(motion, face=None)

@@ -1,4 +1,5 @@
 import dataclasses
+import os
 
 import numpy as np
 import PIL.Image
@@ -83,22 +84,71 @@ def test_speech_moves_only_the_face(pipe, references):
     rate = pipe.audio_feature_extractor.sampling_rate
     time = np.arange(rate) / rate
     speech = (0.3 * np.sin(2 * np.pi * 220 * time) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
-    guidance = pipe.prepare(references, audio=speech).draw()
+    guidance = pipe.prepare(references, audio=speech, idle=False).draw()
     assert len(guidance) == 24 and guidance.fps == 24.0
     assert (guidance.skeleton == guidance.skeleton[:1]).all()
     assert guidance.motion_tokens.shape == (24, 32)
     # the sound goes on and off: so do the tokens
     assert np.abs(guidance.motion_tokens[3] - guidance.motion_tokens[7]).max() > 1e-3
-    spoken = generate(pipe, references, audio=speech, num_frames=9)
+    spoken = generate(pipe, references, audio=speech, num_frames=9, idle=False)
     whole = (speech * 32768).round().astype(np.int16)
     scaled = (whole / 32768).astype(np.float32)
     with torch.no_grad():
         tokens = [pipe.encode_audio(samples, 12, 9) for samples in (scaled, whole, np.stack([scaled, scaled]))]
     np.testing.assert_allclose(tokens[1], tokens[0], atol=1e-5)
     np.testing.assert_allclose(tokens[2], tokens[0], atol=1e-5)
-    silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9)
+    silent = generate(pipe, references, audio=np.zeros_like(speech), num_frames=9, idle=False)
     assert (spoken - silent).abs().max() > 1e-4
     assert len(pipe.prepare(references, audio=speech, fps=30, num_frames=10).draw()) == 10
+
+
+@pytest.fixture
+def speech(pipe):
+    rate = pipe.audio_feature_extractor.sampling_rate
+    time = np.arange(rate) / rate
+    return (0.3 * np.sin(2 * np.pi * 220 * time) * (np.sin(2 * np.pi * 3 * time) > 0)).astype(np.float32)
+
+
+def test_who_only_speaks_sways_and_blinks(pipe, references, motion, speech):
+    still = pipe.prepare(references, audio=speech, idle=False)
+    idle = pipe.prepare(references, audio=speech)
+    skeleton = idle.draw().skeleton
+    assert (skeleton != skeleton[:1]).any() and (skeleton[0] == still.draw().skeleton[0]).mean() > 0.95
+    # only the head moves
+    shoulders = slice(2, 4)
+    moved, rest = (inputs.motion.body.keypoints for inputs in (idle, still))
+    np.testing.assert_array_equal(moved[:, shoulders], rest[:, shoulders])
+    # what is driven by a motion does not sway
+    driven = [pipe.prepare(references, motion=motion, audio=speech, idle=each).draw() for each in (True, False)]
+    np.testing.assert_array_equal(driven[0].skeleton, driven[1].skeleton)
+
+
+def test_the_face_passes_from_the_driver_to_speech(pipe, references, motion, speech):
+    fps = motion.fps
+    arguments = {"motion": motion, "audio": speech, "idle": False}
+    spoken = pipe.prepare(references, **arguments).motion_tokens
+    mixed = pipe.prepare(references, **arguments, speech_from=7 / fps).motion_tokens
+    shown = pipe.prepare(references, motion=motion).draw()
+    with torch.no_grad():
+        shown = pipe.encode_face(shown, 1)[0].numpy()
+    fade = int(np.ceil(0.08 * fps)) + 1
+    np.testing.assert_allclose(mixed[: 7 - fade], shown[: 7 - fade], atol=1e-5)
+    np.testing.assert_allclose(mixed[7 + fade :], spoken[7 + fade :], atol=1e-5)
+    assert np.abs(shown - spoken).max() > 1e-2
+    with pytest.raises(ValueError, match="`speech_from` is 3, but needs `audio`"):
+        pipe.prepare(references, audio=speech, speech_from=3)
+
+
+def test_weights_without_a_speech_encoder_are_shown_a_speaking_face(pipe, references, speech):
+    mute = DreamActorPipeline(**{**pipe.components, "audio_motion_encoder": None, "audio_feature_extractor": None})
+    mute.set_progress_bar_config(disable=True)
+    if not os.environ.get("DREAMACTOR_CAPTURE_MODELS"):
+        pytest.skip("DREAMACTOR_CAPTURE_MODELS names no folder with MediaPipe's landmarker files")
+    inputs = mute.prepare(references, audio=(speech, 16000), num_frames=8)
+    assert len(inputs) == 8 and inputs.motion_tokens is None and inputs.face_video is not None
+    guidance = inputs.draw()
+    assert (guidance.face_weight == 1).all() and (guidance.face != guidance.face[:1]).any()
+    assert inputs.sound[1] == 16000
 
 
 def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, media):
