@@ -196,12 +196,9 @@ class PreparationMixin:
                 sound = sound_source(audio, self.sampling_rate)
                 rate = fps or (self.config.fps if motion is None else motion.fps)
                 if self.audio_motion_encoder is None:
-                    spoken = speak(
-                        inputs.sound, rate, num_frames=motion.num_frames if motion else num_frames, idle=idle
-                    )
-                    motion, num_frames = self.take_face(
-                        inputs, motion, np.stack(list(spoken)), None, num_frames, fps, extend
-                    )
+                    length = num_frames if motion is None else motion.num_frames
+                    spoken = np.stack(list(speak(sound, rate, num_frames=length, idle=idle)))
+                    motion, num_frames = self.take_face(inputs, motion, spoken, None, num_frames, rate, extend)
                 else:
                     length = num_frames or (None if motion is None else motion.num_frames)
                     inputs.motion_tokens = self.encode_audio(sound, rate, length)
