@@ -163,7 +163,8 @@ def test_nothing_prepared_is_a_failure_in_one_sentence(run_command, model, captu
 def test_a_missing_folder_or_id_is_one_sentence(run_command, model, tmp_path, script):
     for data, repository in ((tmp_path / "absent", model), (tmp_path, tmp_path / "no" / "model")):
         with pytest.raises(SystemExit, match=f"^{script}: ") as raised:
-            run_command(
-                script, "--data", data, "--model", repository, "--output", tmp_path / "out", "--max_train_steps", 1
-            )
+            # accelerate's state is of the process: what other tests set stays
+            precision = ["--mixed_precision", "no"]
+            output = ["--output", tmp_path / "out", "--max_train_steps", 1, *precision]
+            run_command(script, "--data", data, "--model", repository, *output)
         assert "\n" not in str(raised.value) and "no" in str(raised.value)
