@@ -15,7 +15,7 @@ from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTr
 from diffusers.utils import logging
 from PIL import Image
 
-from .arguments import positive_number, whole_number
+from .arguments import non_negative_number, positive_number, whole_number
 from .frame_sources import (
     VideoFile,
     frames_in_memory,
@@ -37,11 +37,15 @@ VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv")
 
 
 def _as_rate(fps) -> Fraction:
-    """Frame rate as an exact fraction: 29.97002997 is 30000/1001."""
-    if isinstance(fps, (np.generic, np.ndarray, torch.Tensor)):
+    """Frame rate as an exact fraction: 29.97002997 is 30000/1001, also of numbers that have few digits."""
+    digits = 1e-9
+    if isinstance(fps, (np.generic, np.ndarray, torch.Tensor, bool)):
+        digits = 1e-7 if getattr(fps, "dtype", None) in (np.float32, torch.float32) else digits
         fps = positive_number("fps", fps)
     try:
-        rate = Fraction(fps).limit_denominator(100_000)
+        rate = Fraction(fps)
+        usual = rate.limit_denominator(1001)
+        rate = usual if abs(usual - rate) <= digits * rate else rate.limit_denominator(100_000)
     except (TypeError, ValueError, OverflowError) as error:
         raise ValueError(f"`fps` must be a positive number, but is {fps!r}.") from error
     if not 0 < rate <= 1000:
@@ -104,8 +108,9 @@ class VideoReader:
 
     A file is read by presentation timestamps. One of constant rate gives each of its frames once. One of variable rate is
     read at the rate that its frames mostly have, none of them left out and each repeated for as long as it is shown. With
-    another `fps`, frame i is the last one shown at or before `i / fps`. Either way it stays in step with the sound. What comes out is upright, of square pixels and of BT.709's colours, whatever the file
-    has; [`~video_color.FrameConverter`] says how.
+    another `fps`, frame i is the last one shown at or before `i / fps`. Either way it stays in step with the sound. What
+    comes out is upright, of square pixels and of BT.709's colours, whatever the file has;
+    [`~video_color.FrameConverter`] says how.
 
     Args:
         video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
@@ -113,8 +118,8 @@ class VideoReader:
             array `(F, H, W, 3)`; a tensor `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1]. Masks
             may also be bool or whole numbers (0 and 1, or 0 to 255), without channels or with one: they become grey.
         fps (`float` or `Fraction`, *optional*):
-            For a file or a reader the rate to resample to (default: its own; of a variable rate, the one that its frames mostly have). For frames
-            in memory the rate that they have (default 24).
+            For a file or a reader the rate to resample to (default: its own; of a variable rate, the one that its
+            frames mostly have). For frames in memory the rate that they have (default 24).
         num_frames (`int`, *optional*):
             Read only so many frames from the start, when there are more. A reader of a reader that was cut short has no
             more than that.
@@ -227,10 +232,9 @@ class VideoWriter:
     ):
         self.path = check_output(path)
         self.rate = _as_rate(fps)
-        if not 0 <= crf <= 51:
-            raise ValueError(f"`crf` must be in 0 to 51, but is {crf}.")
-        if not (np.isfinite(audio_start) and audio_start >= 0):
-            raise ValueError(f"`audio_start` must be 0 or more seconds, but is {audio_start}.")
+        crf, audio_start = whole_number("crf", crf, 0), non_negative_number("audio_start", audio_start)
+        if crf > 51:
+            raise ValueError(f"`crf` is {crf}, but has to be in 0 to 51.")
         audio = None if audio is None else sound_source(audio)
         if isinstance(audio, Path):
             with open_media(audio, "audio", "sound file") as container:
@@ -239,7 +243,7 @@ class VideoWriter:
                     audio = None
                 else:
                     audio_stream(container, audio)
-        self._audio, self._audio_start, self._crf = audio, float(audio_start), crf
+        self._audio, self._audio_start, self._crf = audio, audio_start, crf
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
         self._sound = None

@@ -14,13 +14,16 @@ from .arguments import whole_number
 from .frame_sources import decode_packets, open_media, video_stream
 
 
+# FFmpeg's names for so many channels in the order of WAV files.
+_LAYOUTS = {1: "mono", 2: "stereo", 3: "3.0", 4: "quad", 5: "5.0(side)", 6: "5.1", 7: "6.1", 8: "7.1"}
 _AAC_RATES = (96000, 88200, 64000, 48000, 44100, 32000, 24000, 22050, 16000, 12000, 11025, 8000)
 
 
 class Sound:
     """
-    Decoded samples `(C, n)` float32 at one rate, of one channel or two as the source has (more are mixed to two), from `start` seconds after the file's video begins (or after the sound
-    does, in a file without video); silence where the sound begins later.
+    Decoded samples `(C, n)` float32 at one rate, of one channel or two as the source has (more are mixed to two), from
+    `start` seconds after the file's video begins (or after the sound does, in a file without video); silence where the
+    sound begins later.
     """
 
     def __init__(self, source: "Path | tuple", rate: int, start: float):
@@ -29,9 +32,11 @@ class Sound:
     def _frames(self) -> Iterator[tuple[float, AudioFrame]]:
         if isinstance(self._source, tuple):
             samples, rate = self._source
-            layout = "mono" if len(samples) == 1 else "stereo"
+            layout = _LAYOUTS[len(samples)]
             for first in range(0, samples.shape[1], rate):
-                frame = AudioFrame.from_ndarray(np.ascontiguousarray(samples[:, first : first + rate]), "fltp", layout)
+                # Interleaved, since PyAV cannot fill frames of eight planes.
+                interleaved = np.ascontiguousarray(samples[:, first : first + rate].T).reshape(1, -1)
+                frame = AudioFrame.from_ndarray(interleaved, "flt", layout)
                 frame.sample_rate = rate
                 yield first / rate, frame
             return
@@ -76,8 +81,9 @@ def time_origin(container) -> float:
 
 def check_samples(samples, rate) -> tuple[np.ndarray, int]:
     """
-    Samples in memory as `(channels, n)` float32, and their rate. int16 and int32 are scaled to [-1, 1); floating-point values
-    are taken as they are. Raises `ValueError` for another shape or type, other whole numbers among them.
+    Samples in memory as `(channels, n)` float32 of one to eight channels, and their rate. uint8 (128 is silence), int16 and
+    int32 are scaled to [-1, 1); floating-point values are taken as they are. `(n, channels)` and a batch of one are taken,
+    too. Raises `ValueError` for another shape or type, other whole numbers among them.
     """
     samples = samples.detach().cpu() if isinstance(samples, torch.Tensor) else samples
     # NumPy has no bfloat16.
@@ -85,20 +91,23 @@ def check_samples(samples, rate) -> tuple[np.ndarray, int]:
     samples = np.asarray(samples)
     rate = whole_number("sampling rate", rate)
     samples = samples[None] if samples.ndim == 1 else samples
+    samples = samples[0] if samples.ndim == 3 and len(samples) == 1 else samples
     # Sound libraries give (n, channels).
-    if samples.ndim == 2 and samples.shape[0] > 2 >= samples.shape[1] > 0:
+    if samples.ndim == 2 and samples.shape[0] > 2 and samples.shape[0] > samples.shape[1] > 0:
         samples = samples.T
-    if samples.ndim != 2 or samples.shape[0] not in (1, 2) or samples.shape[1] == 0:
+    if samples.ndim != 2 or len(samples) not in _LAYOUTS or samples.shape[1] == 0:
         raise ValueError(
             f"`audio` samples have shape {samples.shape}, but (n,), (channels, n) or (n, channels) is needed."
         )
-    if samples.dtype == np.int16:
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype == np.int16:
         samples = samples / 32768
     elif samples.dtype == np.int32:
         samples = samples / 2147483648
     elif not np.issubdtype(samples.dtype, np.floating):
         raise ValueError(
-            f"`audio` samples have dtype {samples.dtype}, but int16, int32 or a floating-point type is needed."
+            f"`audio` samples have dtype {samples.dtype}, but uint8, int16, int32 or a floating-point type is needed."
         )
     if not np.isfinite(samples).all():
         raise ValueError("`audio` samples hold values that are not finite (NaN or infinity).")
@@ -110,7 +119,8 @@ def sound_source(source, sampling_rate: int | None = None) -> "Path | tuple[np.n
     Sound wherever it is taken: a path as it is, or samples with their rate, checked.
 
     Args:
-        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)` or samples): the second pair is Gradio's.
+        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)`, a `dict` or samples):
+            The second pair is Gradio's; the dictionary, with `array` and `sampling_rate`, is that of the library datasets.
         sampling_rate (`int`, *optional*): of samples that come alone.
 
     Raises:
@@ -118,6 +128,8 @@ def sound_source(source, sampling_rate: int | None = None) -> "Path | tuple[np.n
     """
     if isinstance(source, (str, os.PathLike)):
         return Path(source)
+    if isinstance(source, dict) and {"array", "sampling_rate"} <= set(source):
+        source = (source["array"], source["sampling_rate"])
     if isinstance(source, (tuple, list)) and len(source) == 2 and (np.ndim(source[0]) > 0) != (np.ndim(source[1]) > 0):
         return check_samples(*(source if np.ndim(source[0]) > 0 else source[::-1]))
     if sampling_rate is None:
@@ -198,7 +210,7 @@ def load_audio(source, sampling_rate: int = 16000) -> np.ndarray:
     Sound as one channel, `(n,)` float32 in [-1, 1].
 
     Args:
-        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)` or samples):
+        source (`str`, `os.PathLike`, `(samples, rate)`, `(rate, samples)`, a `dict` or samples):
             A sound or video file, in a video of which sample 0 is where the picture begins; or samples as
             [`check_samples`] takes them, at `rate`, or already at `sampling_rate`.
         sampling_rate (`int`): of what is returned.
@@ -209,7 +221,7 @@ def load_audio(source, sampling_rate: int = 16000) -> np.ndarray:
     """
     sampling_rate = whole_number("sampling_rate", sampling_rate)
     source = sound_source(source, sampling_rate)
-    if isinstance(source, tuple) and source[1] == sampling_rate:
+    if isinstance(source, tuple) and source[1] == sampling_rate and len(source[0]) <= 2:
         chunks = [source[0].mean(axis=0)]
     else:
         # The mean of two channels, since the resampler's own mix is 1.4 times as loud and clips.

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from diffusers_dreamactor.arguments import positive_number, whole_number
+from diffusers_dreamactor.arguments import non_negative_number, positive_number, whole_number
 from diffusers_dreamactor.media import VideoReader, VideoWriter, check_output, load_audio
 
 
@@ -32,6 +32,17 @@ def test_whole_numbers_of_every_type(value):
     assert positive_number("fps", value) == 9 and type(positive_number("fps", value)) is float
     reader = VideoReader(np.zeros((20, 8, 8, 3), np.uint8), fps=value, num_frames=value)
     assert len(reader) == 9 and reader.rate == 9
+
+
+@pytest.mark.parametrize("value", [30000 / 1001, np.float32(30000 / 1001), torch.tensor(30000 / 1001), 29.97002997])
+def test_rates_of_few_digits_are_those_of_films(value):
+    assert VideoReader(np.zeros((2, 8, 8, 3), np.uint8), fps=value).rate == Fraction(30000, 1001)
+
+
+def test_a_number_beyond_all_floats():
+    assert whole_number("num_frames", 10**400) == 10**400
+    with pytest.raises(ValueError, match="`audio_start` is -0.5, but has to be a number of at least 0"):
+        non_negative_number("audio_start", -0.5)
 
 
 @pytest.mark.parametrize("value", [0, -5, 2.5, "9", True, None, float("nan"), float("inf"), np.array([9]), [9]])
@@ -71,6 +82,9 @@ def sine(seconds, rate):
         sine(1, 16000),
         torch.from_numpy(sine(1, 16000)),
         sine(1, 16000).tolist(),
+        (np.rint(sine(1, 22050) * 127 + 128).astype(np.uint8), 22050),
+        (torch.from_numpy(sine(1, 48000))[None, None], 48000),
+        {"array": sine(1, 44100), "sampling_rate": 44100, "path": None},
     ],
     ids=lambda sound: type(sound).__name__,
 )
@@ -83,6 +97,19 @@ def test_sound_of_every_form(tmp_path, sound):
     with VideoWriter(tmp_path / "video.mp4", 10, audio=sound) as writer:
         writer.write(np.zeros((10, 16, 16, 3), np.uint8))
     assert VideoReader(tmp_path / "video.mp4").has_audio
+
+
+@pytest.mark.parametrize("rate", [16000, 48000])
+@pytest.mark.parametrize("channels, centre", [(3, 2), (6, 2), (8, 2)])
+def test_sound_of_more_than_two_channels_is_mixed(tmp_path, channels, centre, rate):
+    samples = np.zeros((rate, channels), np.float32)
+    samples[:, centre] = sine(1, rate)
+    for form in (samples, samples.T):
+        heard = load_audio((form, rate), 16000)[1000:15000]
+        assert np.corrcoef(heard, sine(1, 16000)[1000:15000])[0, 1] > 0.99 and 0.2 < np.abs(heard).max() < 0.6
+    with VideoWriter(tmp_path / "video.mp4", 10, audio=(samples, rate)) as writer:
+        writer.write(np.zeros((10, 16, 16, 3), np.uint8))
+    assert np.abs(load_audio(tmp_path / "video.mp4")).max() > 0.2
 
 
 def test_samples_without_a_rate_are_named(tmp_path):
