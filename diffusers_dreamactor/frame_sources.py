@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from imageio.v3 import imopen
 from PIL import Image
 
+from .masks import mask_to_grey
 from .pictures import to_rgb
 from .video_color import FrameConverter
 
@@ -61,24 +62,16 @@ def _check_pixels(frames: np.ndarray, name: str, layout: str) -> None:
         raise ValueError(f"`{name}` has dtype {frames.dtype}, but uint8 or a floating-point type is needed.")
 
 
-def _mask_to_grey(mask: np.ndarray) -> np.ndarray:
-    """Masks `(..., H, W)` of bool, of 0 and 1, of 0 to 255, or floating-point in [0, 1], as grey pictures `(..., H, W, 3)`."""
-    if mask.dtype == bool or (np.issubdtype(mask.dtype, np.integer) and mask.size and set(np.unique(mask)) <= {0, 1}):
-        mask = mask.astype(np.uint8) * 255
-    elif np.issubdtype(mask.dtype, np.integer) and mask.size and mask.min() >= 0 and mask.max() <= 255:
-        mask = mask.astype(np.uint8)
-    return np.broadcast_to(mask[..., None], (*mask.shape, 3))
-
-
 def frames_in_memory(frames, name: str) -> "FramesInMemory":
     """Pictures in memory behind one face; see `VideoReader` for what is taken."""
+    frames = [frames] if isinstance(frames, Image.Image) else frames
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()
         frames = (frames.float() if frames.is_floating_point() else frames).numpy()
         if frames.ndim == 4 and frames.shape[1] == 1:
-            frames = _mask_to_grey(frames[:, 0])
+            frames = mask_to_grey(frames[:, 0])
         elif frames.ndim == 3 and (frames.shape[0] != 3 or frames.dtype == bool):
-            frames = _mask_to_grey(frames)
+            frames = mask_to_grey(frames)
         else:
             frames = frames.astype(np.uint8) * 255 if frames.dtype == bool else frames
             _check_pixels(frames, name, "(F, 3, H, W)")
@@ -86,9 +79,9 @@ def frames_in_memory(frames, name: str) -> "FramesInMemory":
         _check_pixels(frames, name, "(F, H, W, 3)")
     elif isinstance(frames, np.ndarray):
         if frames.ndim == 4 and frames.shape[3] == 1:
-            frames = _mask_to_grey(frames[..., 0])
+            frames = mask_to_grey(frames[..., 0])
         elif frames.ndim == 3 and frames.shape[2] not in (3, 4):
-            frames = _mask_to_grey(frames)
+            frames = mask_to_grey(frames)
         elif frames.dtype == bool:
             frames = frames.astype(np.uint8) * 255
         _check_pixels(frames, name, "(F, H, W, 3)")
@@ -100,7 +93,7 @@ def frames_in_memory(frames, name: str) -> "FramesInMemory":
                 frames[index] = frame = (frame.float() if frame.is_floating_point() else frame).numpy()
             if isinstance(frame, np.ndarray):
                 if frame.ndim == 2 or (frame.ndim == 3 and frame.shape[2] == 1):
-                    frames[index] = frame = _mask_to_grey(frame.reshape(frame.shape[:2]))
+                    frames[index] = frame = mask_to_grey(frame.reshape(frame.shape[:2]))
                 elif frame.dtype == bool:
                     frames[index] = frame = frame.astype(np.uint8) * 255
             if isinstance(frame, np.ndarray):

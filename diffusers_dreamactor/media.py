@@ -114,7 +114,7 @@ class VideoReader:
 
     Args:
         video (`str`, `os.PathLike`, `list`, `np.ndarray`, `torch.Tensor` or `VideoReader`):
-            A file (GIF, APNG and animated WebP, too); a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an
+            A file (GIF, APNG, animated WebP and AVIF, too); a PIL image; a list of PIL images or uint8 / floating-point arrays `(H, W, 3)`; an
             array `(F, H, W, 3)`; a tensor `(F, 3, H, W)`; or another reader. Floating-point values are in [0, 1]. Masks
             may also be bool or whole numbers (0 and 1, or 0 to 255), without channels or with one: they become grey.
         fps (`float` or `Fraction`, *optional*):

@@ -10,6 +10,7 @@ import torch
 from PIL import Image, ImageCms
 
 from diffusers_dreamactor.frame_sources import VideoFile
+from diffusers_dreamactor.masks import mask_frames
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.pictures import load_picture
 
@@ -208,5 +209,62 @@ MASK[1:, 3:6, 4:8] = True
     ids=lambda masks: str(getattr(masks, "dtype", type(masks[0]))) + str(getattr(masks, "shape", "")),
 )
 def test_masks_of_any_usual_form(masks):
-    read = np.stack(list(VideoReader(masks)))
-    np.testing.assert_array_equal(read, np.repeat(MASK[..., None], 3, axis=-1) * 255)
+    expected = np.repeat(MASK[..., None], 3, axis=-1) * 255
+    np.testing.assert_array_equal(np.stack(list(VideoReader(masks))), expected)
+    np.testing.assert_array_equal(mask_frames(masks), expected)
+
+
+RGBA = np.concatenate([np.full((*MASK.shape, 3), 255, np.uint8), MASK[..., None].astype(np.uint8) * 255], axis=-1)
+
+
+@pytest.mark.parametrize(
+    "masks",
+    [
+        MASK * 255.0,
+        MASK[:, None],
+        MASK[None, ..., None],
+        np.repeat(MASK[..., None], 3, axis=-1).astype(np.uint8),
+        np.repeat(MASK[:, None], 3, axis=1).astype(np.uint8) * 255,
+        RGBA,
+        torch.from_numpy(MASK)[..., None],
+        torch.from_numpy(MASK).float()[None, None],
+        torch.from_numpy(MASK).bfloat16()[None, :, None],
+        torch.from_numpy(MASK).float()[None, None].repeat(1, 3, 1, 1, 1),
+        torch.from_numpy(MASK).float() * 1.0002 - 1e-4,
+        [Image.fromarray(frame.astype(np.uint8)) for frame in MASK],
+        [Image.fromarray(frame.astype(np.float32)) for frame in MASK],
+        [Image.fromarray(frame) for frame in RGBA],
+        list(torch.from_numpy(MASK)[:, None]),
+        list(torch.from_numpy(MASK)[:, None].repeat(1, 3, 1, 1)),
+    ],
+    ids=lambda masks: str(getattr(masks, "dtype", type(masks[0]))) + str(getattr(masks, "shape", "")),
+)
+def test_masks_whose_form_only_a_mask_can_have(masks):
+    np.testing.assert_array_equal(mask_frames(masks), np.repeat(MASK[..., None], 3, axis=-1) * 255)
+
+
+@pytest.mark.parametrize("mask", [MASK[1], MASK[1][..., None], Image.fromarray(MASK[1]), torch.from_numpy(MASK[1])])
+def test_a_single_mask(mask):
+    np.testing.assert_array_equal(mask_frames(mask), np.repeat(MASK[1:2, ..., None], 3, axis=-1) * 255)
+
+
+@pytest.mark.parametrize(
+    "mask, message",
+    [
+        (MASK * 2.0 - 1, "spans -1 to 1, but"),
+        (MASK * 300, "spans 0 to 300, but"),
+        (MASK * np.nan, "spans nan to nan"),
+        (np.zeros((2, 2, 8, 8, 3)), r"has shape \(2, 2, 8, 8, 3\)"),
+        ([MASK[0], MASK[0, :5]], "needs masks of one size"),
+        ([], "has none"),
+        (["mask.png"], "is of type str"),
+    ],
+)
+def test_what_is_no_mask_is_named(mask, message):
+    with pytest.raises(ValueError, match=message):
+        mask_frames(mask)
+
+
+def test_masks_in_files_are_read_as_videos():
+    reader = VideoReader(MASK)
+    assert mask_frames("mask.mp4") == "mask.mp4" and mask_frames(reader) is reader

@@ -9,6 +9,7 @@ from diffusers.utils import logging
 
 from diffusers_dreamactor.arguments import positive_number, whole_number
 from diffusers_dreamactor.frame_sources import frame_index, iterate_frames
+from diffusers_dreamactor.masks import mask_frames
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.capture.selection import NoPersonError
@@ -113,7 +114,9 @@ class PreparationMixin:
                 What to do when the driver, or the `face_video`, has too few frames: `"hold"`, `"loop"` or `"stop"`.
             mode (`str`, defaults to `"animate"`):
                 `"replace"` (Wan-Animate weights) puts the person into `background_video` where `mask_video` is white.
-            background_video (as `video`, *optional*), mask_video (as `video`, *optional*): The scene.
+            background_video (as `video`, or a picture, *optional*): The scene.
+            mask_video (as `video`, a picture, or what [`~masks.mask_frames`] takes, *optional*):
+                White where the person goes.
             idle (`bool`, defaults to `True`):
                 Whether the head sways a little where nothing drives it, and the eyes blink where speech drives the face.
             speech_from (`float`, defaults to 0.0):
@@ -231,7 +234,11 @@ class PreparationMixin:
         # 5. The scene
         for name, scene in (("background_video", background_video), ("mask_video", mask_video)):
             if scene is not None:
-                reader = VideoReader(scene, fps=inputs.fps)
+                reader = VideoReader(mask_frames(scene) if name == "mask_video" else scene, fps=inputs.fps)
+                if len(reader) == 1:
+                    # a picture is the scene throughout
+                    frame = next(iter(reader))
+                    reader = VideoReader(np.broadcast_to(frame, (len(inputs), *frame.shape)), fps=inputs.fps)
                 if len(reader) < len(inputs):
                     raise ValueError(
                         f"`{name}` has {len(reader)} frames at {inputs.fps:g} frames/s, but the video has {len(inputs)}."

@@ -253,3 +253,21 @@ def test_a_video_of_drawn_skeletons(pipe, arguments):
     assert inputs.guidance.skeleton.shape == (6, 3, 64, 64) and inputs.guidance.face is None
     expected = np.asarray(PIL.Image.fromarray(drawn[2]).resize((64, 64), PIL.Image.Resampling.LANCZOS))
     np.testing.assert_array_equal(inputs.guidance.skeleton[2].transpose(1, 2, 0), expected)
+
+
+def test_a_scene_of_one_picture(arguments):
+    """It stands throughout, whatever form the mask has."""
+    from .test_devices import wan_animate
+
+    mask = np.zeros((64, 64), dtype=bool)
+    mask[:, 32:] = True
+    inputs = wan_animate().prepare(
+        **{**arguments, "reference_motion": None},
+        mode="replace",
+        background_video=PIL.Image.new("RGB", (64, 64), (10, 20, 30)),
+        mask_video=torch.from_numpy(mask),
+    )
+    assert len(inputs.background_video) == len(inputs.mask_video) == len(inputs) > 1
+    for background, person in zip(inputs.background_video, inputs.mask_video):
+        assert (background == (10, 20, 30)).all()
+        np.testing.assert_array_equal(person, np.repeat(mask[..., None], 3, axis=-1) * 255)
