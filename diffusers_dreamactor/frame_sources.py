@@ -10,7 +10,7 @@ import torch
 from av.video.frame import VideoFrame
 from diffusers.utils import logging
 from imageio.v3 import imopen
-from PIL import Image
+from PIL import Image, features
 
 from .masks import mask_to_grey
 from .pictures import to_rgb
@@ -321,7 +321,10 @@ class VideoFile:
 
 
 class AnimatedPicture(VideoFile):
-    """The source of a `VideoReader` over a WebP file, still or animated, which FFmpeg does not decode."""
+    """
+    The source of a `VideoReader` over a WebP file, still or animated, which FFmpeg does not decode, or an animated AVIF
+    file, of which it takes the still picture.
+    """
 
     has_audio = False
     _has_times = True
@@ -336,7 +339,7 @@ class AnimatedPicture(VideoFile):
                     picture.load()
                     # Browsers show a frame without a duration for a tenth of a second.
                     durations.append(int(picture.info.get("duration", 0)) or 100)
-        except (OSError, ValueError, EOFError) as error:
+        except (OSError, ValueError, EOFError, Image.DecompressionBombError) as error:
             raise ValueError(f"`video` is not a video that can be read ({error}): {self._path}") from error
         self.width, self.height = picture.size
         times = np.cumsum([0, *durations[:-1]])
@@ -357,7 +360,9 @@ def open_video(path: Path) -> VideoFile:
     _check_file(path, "video")
     with open(path, "rb") as file:
         start = file.read(12)
-    return AnimatedPicture(path) if start[:4] == b"RIFF" and start[8:] == b"WEBP" else VideoFile(path)
+    is_webp = start[:4] == b"RIFF" and start[8:] == b"WEBP"
+    is_avif = start[4:] == b"ftypavis" and features.check("avif")
+    return AnimatedPicture(path) if is_webp or is_avif else VideoFile(path)
 
 
 def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) -> np.ndarray:

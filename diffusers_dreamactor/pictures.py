@@ -4,8 +4,10 @@ import importlib
 import io
 import os
 import warnings
+from typing import BinaryIO
 
 import numpy as np
+import torch
 from diffusers.utils import logging
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
@@ -24,10 +26,14 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     A PIL image as 8-bit RGB of sRGB: its ICC profile is applied (relative colorimetric, black points aligned), transparent
     parts become white, and grey of 16 bits is scaled to 8, where Pillow would clip it to white.
     """
+    if picture.mode == "La":
+        picture = picture.convert("LA")
     if picture.mode == "P" and picture.has_transparency_data:
         picture = picture.convert("RGBA")
     opacity = picture.convert("RGBA").getchannel("A") if picture.has_transparency_data else None
     profile = picture.info.get("icc_profile")
+    if picture.mode == "F" and picture.getextrema()[0] >= 0 and picture.getextrema()[1] <= 1:
+        picture = Image.fromarray(np.rint(np.asarray(picture) * 255).astype(np.uint8))
     # Pillow also holds 16 bits as "I", the mode of 32-bit integers; values up to 255 there are those of 8 bits.
     if picture.mode.startswith("I;16") or (picture.mode == "I" and picture.getextrema()[1] > 255):
         picture = Image.fromarray(np.rint(np.asarray(picture) / 257).clip(0, 255).astype(np.uint8))
@@ -37,8 +43,9 @@ def to_rgb(picture: Image.Image) -> Image.Image:
         plain = plain if plain.mode in ("L", "CMYK", "LAB") else plain.convert("RGB")
         try:
             source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-            if source.profile.xcolor_space.strip() == "GRAY":
-                plain = plain.convert("L")
+            # Where a tool changed the mode and left the profile, the profile still says what the colours were.
+            kind = {"GRAY": "L", "RGB": "RGB"}.get(source.profile.xcolor_space.strip(), plain.mode)
+            plain = plain if plain.mode == kind else plain.convert(kind)
             picture = ImageCms.profileToProfile(
                 plain,
                 source,
@@ -57,43 +64,74 @@ def to_rgb(picture: Image.Image) -> Image.Image:
     return picture
 
 
-def load_picture(image: Image.Image | str | os.PathLike | np.ndarray, name: str = "image") -> Image.Image:
+def load_picture(
+    image: Image.Image | str | os.PathLike | BinaryIO | np.ndarray | torch.Tensor, name: str = "image"
+) -> Image.Image:
     """
     A picture as upright RGB of sRGB: EXIF orientation and ICC profile applied, transparent parts white, 16-bit grey scaled to
     8 bits. HEIC needs the extra `heic`.
 
     Args:
-        image (`PIL.Image.Image`, path or uint8 `np.ndarray` of shape `(H, W, 3)` or `(H, W, 4)`)
+        image (`PIL.Image.Image`, path, binary file, `np.ndarray` or `torch.Tensor`):
+            Arrays are `(H, W)`, `(H, W, 3)` or `(H, W, 4)`, tensors `(3, H, W)` or `(1, 3, H, W)`; uint8, or
+            floating-point in [0, 1].
         name (`str`): what errors call it.
 
     Raises:
         OSError: no such file, no picture in it, or one of more pixels than Pillow opens.
-        ValueError: another type, shape or dtype.
+        ValueError: another type, shape, dtype or range.
     """
-    if isinstance(image, (str, os.PathLike)):
+    if isinstance(image, (str, os.PathLike)) or hasattr(image, "read"):
         image = _open_picture(image, name)
+    elif isinstance(image, torch.Tensor):
+        values = image.detach().cpu()
+        values = values[0] if values.ndim == 4 and len(values) == 1 else values
+        if values.ndim != 3 or len(values) != 3:
+            raise ValueError(f"`{name}` is a tensor of shape {tuple(image.shape)}, but it has to be (3, H, W).")
+        values = values.float() if values.is_floating_point() else values
+        image = _array_to_picture(values.permute(1, 2, 0).numpy(), name)
     elif isinstance(image, np.ndarray):
-        if image.dtype != np.uint8 or image.ndim != 3 or image.shape[2] not in (3, 4):
-            raise ValueError(
-                f"`{name}` is an array of shape {image.shape} and type {image.dtype}, but it has to be uint8 (H, W, 3)."
-            )
-        image = Image.fromarray(image)
+        image = _array_to_picture(image, name)
     elif not isinstance(image, Image.Image):
         raise ValueError(
-            f"`{name}` is a {type(image).__name__}, but it has to be a PIL image, a path or a uint8 array."
+            f"`{name}` is a {type(image).__name__}, but it has to be a PIL image, a path, an array or a tensor."
         )
     return to_rgb(ImageOps.exif_transpose(image))
 
 
-def _open_picture(path: str | os.PathLike, name: str) -> Image.Image:
-    if os.path.isdir(path):
+def _array_to_picture(image: np.ndarray, name: str) -> Image.Image:
+    is_picture = (image.ndim == 2 or (image.ndim == 3 and image.shape[2] in (3, 4))) and 0 not in image.shape
+    if not is_picture or (image.dtype != np.uint8 and not np.issubdtype(image.dtype, np.floating)):
+        raise ValueError(
+            f"`{name}` is an array of shape {image.shape} and type {image.dtype}, but it has to be (H, W, 3), uint8 or"
+            " floating-point in [0, 1]."
+        )
+    if image.dtype != np.uint8:
+        low, high = float(image.min()), float(image.max())
+        if not 0 <= low <= high <= 1:
+            raise ValueError(f"`{name}` of a floating-point type has to be in [0, 1], but spans {low:g} to {high:g}.")
+        image = np.rint(image.astype(np.float32) * 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(image))
+
+
+def _open_picture(path, name: str) -> Image.Image:
+    """The picture of a path or of a binary file."""
+    if hasattr(path, "read"):
+        path, data = getattr(path, "name", "its data"), path.read()
+    elif os.path.isdir(path):
         raise IsADirectoryError(f"`{name}` is a folder, but a picture is needed: {path}")
-    if not os.path.exists(path):
+    elif not os.path.exists(path):
         raise FileNotFoundError(f"`{name}` names no file: {path}")
+    else:
+        data = None
     try:
-        with open(path, "rb") as file:
-            start = file.read(12)
-        if start[4:8] == b"ftyp" and start[8:] in _HEIC_BRANDS:
+        if data is None:
+            with open(path, "rb") as file:
+                start = file.read(32)
+        else:
+            start = data[:32]
+        # AVIF files may have HEIF's general brands, too; Pillow reads them by itself.
+        if start[4:8] == b"ftyp" and start[8:12] in _HEIC_BRANDS and b"avif" not in start:
             try:
                 importlib.import_module("pillow_heif").register_heif_opener()
             except ImportError as error:
@@ -103,7 +141,7 @@ def _open_picture(path: str | os.PathLike, name: str) -> Image.Image:
         with warnings.catch_warnings():
             # Between Pillow's limit and twice that it warns; such a picture fits into memory.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            with Image.open(path) as opened:
+            with Image.open(path if data is None else io.BytesIO(data)) as opened:
                 opened.load()
                 return opened
     except Image.DecompressionBombError as error:

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageCms
+from PIL import Image, ImageCms, features
 
 from diffusers_dreamactor.frame_sources import VideoFile
 from diffusers_dreamactor.masks import mask_frames
@@ -124,6 +124,62 @@ def test_cmyk_without_a_profile_and_a_broken_profile(tmp_path):
     assert load_picture(tmp_path / "other.jpg").mode == "RGB"
 
 
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "LAB"])
+def test_a_profile_of_another_mode_than_the_picture_has_now(mode, caplog):
+    """As tools leave it that change the mode and keep the profile: the colours are as without it, or converted."""
+    picture = Image.new("RGB", (16, 16), (200, 60, 40))
+    if mode == "LAB":
+        profiles = ImageCms.createProfile("sRGB"), ImageCms.createProfile("LAB")
+        picture = ImageCms.profileToProfile(picture, *profiles, outputMode="LAB")
+    else:
+        picture = picture.convert("L").convert("LA") if mode == "LA" else picture.convert(mode)
+    plain = np.asarray(load_picture(picture)).astype(int)
+    picture.info["icc_profile"] = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+    np.testing.assert_allclose(np.asarray(load_picture(picture)), plain, atol=3)
+    assert not caplog.records
+
+
+@pytest.mark.parametrize(
+    "mode, value, expected", [("F", 0.5, 128), ("F", 128.0, 128), ("I", 40000, 156), ("La", 90, 90)]
+)
+def test_rare_modes(mode, value, expected):
+    picture = Image.new("LA", (8, 8), (value, 255)).convert("La") if mode == "La" else Image.new(mode, (8, 8), value)
+    np.testing.assert_array_equal(np.asarray(load_picture(picture))[4, 4], [expected] * 3)
+
+
+def test_pictures_of_every_type(tmp_path):
+    array = np.random.default_rng(0).integers(0, 256, (12, 16, 3), dtype=np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(array).save(stream, "png")
+    (tmp_path / "picture.png").write_bytes(stream.getvalue())
+    stream.seek(0)
+    tensor = torch.from_numpy(array).permute(2, 0, 1)
+    with open(tmp_path / "picture.png", "rb") as file:
+        for form in (
+            array,
+            array / 255,
+            array.astype(np.float16) / 255,
+            tensor,
+            tensor / 255,
+            (tensor / 255)[None],
+            file,
+            stream,
+        ):
+            np.testing.assert_allclose(np.asarray(load_picture(form)).astype(int), array, atol=form is not array)
+    np.testing.assert_array_equal(np.asarray(load_picture(array[..., 0]))[..., 2], array[..., 0])
+    for form, message in (
+        (array * 1.0, "`image` of a floating-point type has to be in"),
+        (np.full((4, 4, 3), np.nan), "spans nan to nan"),
+        (array.astype(int), "type int64, but it has to be"),
+        (tensor[None].repeat(2, 1, 1, 1), r"`image` is a tensor of shape \(2, 3, 12, 16\)"),
+        (b"picture", "`image` is a bytes"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            load_picture(form)
+    with pytest.raises(OSError, match="`image` is not a picture that can be read"):
+        load_picture(io.BytesIO(b"no picture"))
+
+
 def test_heic_without_its_extra_names_it(tmp_path):
     path = tmp_path / "photo.heic"
     path.write_bytes(b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + b"\0" * 64)
@@ -170,6 +226,23 @@ def test_animated_webp_keeps_its_times(tmp_path):
     with pytest.raises(ValueError, match="`video` is not a video that can be read"):
         (tmp_path / "broken.webp").write_bytes(path.read_bytes()[:60])
         VideoReader(tmp_path / "broken.webp")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow has no AVIF")
+def test_animated_avif_is_read_whole(tmp_path):
+    frames = [Image.new("RGB", (32, 16), (40 * i, 0, 0)) for i in range(6)]
+    path = tmp_path / "moving.avif"
+    frames[0].save(path, save_all=True, append_images=frames[1:], duration=40, quality=100, speed=10)
+    reader = VideoReader(path)
+    assert (reader.fps, len(reader)) == (25, 6)
+    assert [round(frame[8, 8, 0] / 40) for frame in reader] == [0, 1, 2, 3, 4, 5]
+
+
+def test_an_animated_picture_of_too_many_pixels_is_one_sentence(tmp_path, monkeypatch):
+    Image.new("RGB", (64, 64)).save(tmp_path / "large.webp")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    with pytest.raises(ValueError, match="`video` is not a video that can be read .*exceeds limit"):
+        VideoReader(tmp_path / "large.webp")
 
 
 def test_videos_are_told_by_what_they_hold(tmp_path):

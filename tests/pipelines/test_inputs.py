@@ -262,7 +262,7 @@ def test_a_scene_of_one_picture(arguments):
     mask = np.zeros((64, 64), dtype=bool)
     mask[:, 32:] = True
     inputs = wan_animate().prepare(
-        **{**arguments, "reference_motion": None},
+        **arguments,
         mode="replace",
         background_video=PIL.Image.new("RGB", (64, 64), (10, 20, 30)),
         mask_video=torch.from_numpy(mask),
