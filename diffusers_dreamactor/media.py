@@ -16,6 +16,7 @@ from diffusers.utils import logging
 from PIL import Image
 
 from .arguments import non_negative_number, positive_number, whole_number
+from .files import errors_naming
 from .frame_sources import (
     VideoFile,
     frames_in_memory,
@@ -272,13 +273,15 @@ class VideoWriter:
         source = frames_in_memory(frames, "frames")
         size = (source.width, source.height)
         if self._container is None:
-            self._start(*size)
+            with errors_naming(self.path):
+                self._start(*size)
         if size != self._size:
             raise ValueError(
                 f"`frames` have size {size[0]}x{size[1]}, but the first had {self._size[0]}x{self._size[1]}."
             )
         for picture in source.decode(range(source.num_frames)):
-            self._write_picture(picture)
+            with errors_naming(self.path):
+                self._write_picture(picture)
 
     def _write_picture(self, picture: np.ndarray) -> None:
         height, width = picture.shape[:2]
@@ -335,11 +338,12 @@ class VideoWriter:
             raise ValueError(f"No frame was written, so there is no video: {self.path}")
         self._closed = True
         try:
-            for stream in self._container.streams:
-                if stream.codec_context is not None and stream.codec_context.is_open:
-                    self._container.mux(stream.encode(None))
-            self._container.close()
-            os.replace(self._aside, self.path)
+            with errors_naming(self.path):
+                for stream in self._container.streams:
+                    if stream.codec_context is not None and stream.codec_context.is_open:
+                        self._container.mux(stream.encode(None))
+                self._container.close()
+                os.replace(self._aside, self.path)
         finally:
             self._discard()
 

@@ -34,11 +34,12 @@ from safetensors.torch import save_file
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
+from diffusers_dreamactor.files import give_usual_permissions
 from diffusers_dreamactor.media import VideoReader, load_audio
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
-from diffusers_dreamactor.motion.tensor_file import give_usual_permissions, write_arrays
+from diffusers_dreamactor.motion.tensor_file import write_arrays
 from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens

@@ -23,7 +23,6 @@ from torch.utils.data import DataLoader
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
-from diffusers_dreamactor.motion.tensor_file import give_usual_permissions
 from diffusers_dreamactor.training.buckets import BucketBatchSampler
 from diffusers_dreamactor.training.checkpointing import TrainingProgress, load_checkpoint, save_checkpoint, seed_step
 from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_clips
@@ -165,8 +164,6 @@ def main() -> None:
             transformer_lora_layers=get_peft_model_state_dict(transformer),
             transformer_lora_adapter_metadata=transformer.peft_config["default"].to_dict(),
         )
-        for file in output.glob("*.safetensors"):
-            give_usual_permissions(file)
     accelerator.end_training()
 
 

@@ -18,6 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from diffusers_dreamactor.conversion.repository import empty_model, read_model_config
+from diffusers_dreamactor.files import errors_naming, give_usual_permissions
 from diffusers_dreamactor.loaders.lora_conversion import (
     LORA_NAMINGS,
     convert_lora_from_dreamactor,
@@ -26,7 +27,6 @@ from diffusers_dreamactor.loaders.lora_conversion import (
 from diffusers_dreamactor.loaders.lora_pipeline import DreamActorLoraLoaderMixin
 from diffusers_dreamactor.loaders.shards import DTYPES, PICKLE_SUFFIXES
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
-from diffusers_dreamactor.motion.tensor_file import give_usual_permissions
 
 
 PREFIX = "transformer."
@@ -122,9 +122,10 @@ def convert(
     output.parent.mkdir(parents=True, exist_ok=True)
     staging = output.with_name(f".{output.name}.{uuid.uuid4().hex[:8]}.part")
     try:
-        save_file(tensors, staging, metadata={"format": "pt"})
-        give_usual_permissions(staging)
-        os.replace(staging, output)
+        with errors_naming(output):
+            save_file(tensors, staging, metadata={"format": "pt"})
+            give_usual_permissions(staging)
+            os.replace(staging, output)
     finally:
         staging.unlink(missing_ok=True)
 

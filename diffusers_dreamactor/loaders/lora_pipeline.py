@@ -4,11 +4,12 @@ import json
 from pathlib import Path
 
 import torch
-from diffusers.loaders.lora_base import _fetch_state_dict
+from diffusers.loaders.lora_base import LORA_WEIGHT_NAME, LORA_WEIGHT_NAME_SAFE, _fetch_state_dict
 from diffusers.loaders.lora_pipeline import WanLoraLoaderMixin
 from diffusers.utils import logging
 from diffusers.utils.hub_utils import _get_model_file
 
+from diffusers_dreamactor.files import errors_naming, give_usual_permissions
 from diffusers_dreamactor.loaders.lora_conversion import convert_lora_to_dreamactor, fit_lora_to_transformer
 
 
@@ -113,6 +114,27 @@ class DreamActorLoraLoaderMixin(WanLoraLoaderMixin):
         state_dict = fit_lora_to_transformer(state_dict, transformer, strict)
         state_dict = {f"{prefix}{key}": value for key, value in state_dict.items()}
         super().load_lora_into_transformer(state_dict, transformer, **kwargs)
+
+    @staticmethod
+    def write_lora_layers(
+        state_dict, save_directory, is_main_process, weight_name, save_function, safe_serialization, *args, **kwargs
+    ) -> None:
+        """What `save_lora_weights` writes, with the permissions that the umask gives. The arguments are Diffusers'."""
+        weight_name = weight_name or (LORA_WEIGHT_NAME_SAFE if safe_serialization else LORA_WEIGHT_NAME)
+        path = Path(save_directory, weight_name)
+        with errors_naming(path):
+            WanLoraLoaderMixin.write_lora_layers(
+                state_dict,
+                save_directory,
+                is_main_process,
+                weight_name,
+                save_function,
+                safe_serialization,
+                *args,
+                **kwargs,
+            )
+            if path.is_file():
+                give_usual_permissions(path)
 
 
 def _peft_alphas(source, state_dict: dict[str, torch.Tensor], arguments: dict) -> dict[str, torch.Tensor]:

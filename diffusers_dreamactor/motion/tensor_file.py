@@ -10,6 +10,8 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from diffusers_dreamactor.files import errors_naming, give_usual_permissions
+
 
 def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
     """
@@ -19,14 +21,18 @@ def write_arrays(path: str | os.PathLike, arrays: dict[str, np.ndarray], metadat
         path (`str` or `os.PathLike`): the file; its folder is made when it is not there.
         arrays (`dict[str, np.ndarray]`): what to store.
         metadata (`dict[str, str]`): with at least `format` and `version`.
+
+    Raises:
+        OSError: it cannot be written.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f".{path.name}.{uuid.uuid4().hex}.part")
     try:
-        save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, aside, metadata=metadata)
-        give_usual_permissions(aside)
-        os.replace(aside, path)
+        with errors_naming(path):
+            save_file({name: np.ascontiguousarray(value) for name, value in arrays.items()}, aside, metadata=metadata)
+            give_usual_permissions(aside)
+            os.replace(aside, path)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -68,17 +74,6 @@ def read_arrays(
             f"{path} has {what} format version {metadata['version']}; this version reads {' and '.join(versions)}."
         )
     return arrays, metadata
-
-
-def give_usual_permissions(path: str | os.PathLike) -> None:
-    """Gives a file the permissions that the umask gives a new one; safetensors' own are for its owner alone."""
-    path = Path(path)
-    new = path.with_name(f".{uuid.uuid4().hex}.part")
-    new.touch()
-    try:
-        path.chmod(new.stat().st_mode & 0o777)
-    finally:
-        new.unlink()
 
 
 def compress_pictures(pictures: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
