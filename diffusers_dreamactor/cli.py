@@ -6,6 +6,7 @@ import importlib.util
 import os
 import platform
 import re
+import shutil
 import signal
 import sys
 import tempfile
@@ -468,6 +469,8 @@ def run_convert(args: argparse.Namespace) -> None:
 
 def run_doctor(args: argparse.Namespace) -> None:
     """`dreamactor doctor`."""
+    import torch
+
     from diffusers_dreamactor.checkpoints import bundled_model
     from diffusers_dreamactor.motion.capture.download import CAPTURE_MODELS, default_capture_folder
 
@@ -475,10 +478,17 @@ def run_doctor(args: argparse.Namespace) -> None:
     for package in ["diffusers-dreamactor", *CORE]:
         print(f"  {package:<22}{importlib.metadata.version(package)}")
     print(f"device: {best_device()}, {os.cpu_count()} CPU cores")
+    for number in range(torch.cuda.device_count()):
+        free, total = torch.cuda.mem_get_info(number)
+        print(f"  {torch.cuda.get_device_name(number)}: {free / 2**30:.1f} of {total / 2**30:.1f} GiB free")
+    print(f"disk: {shutil.disk_usage(Path.home()).free / 2**30:.1f} GiB free in {Path.home()}")
+    # of a checkout the extras are installed from there
+    checkout = Path(__file__).resolve().parents[1]
+    source = f"{checkout}" if (checkout / "pyproject.toml").is_file() else "diffusers-dreamactor"
     print("extras:")
     for extra, (module, purpose) in EXTRAS.items():
         there = importlib.util.find_spec(module) is not None
-        state = "installed" if there else f'missing: pip install "diffusers-dreamactor[{extra}]"'
+        state = "installed" if there else f'missing: pip install "{source}[{extra}]"'
         print(f"  {extra:<12}{purpose}: {state}")
     folder = default_capture_folder()
     print(f"capture models in {folder}:")

@@ -18,7 +18,16 @@ from diffusers_dreamactor.checkpoints import (
     bundled_speech,
     save_random_pipeline,
 )
-from diffusers_dreamactor.cli import OPTIONS, main, name_options, parse_parts, parse_person, parse_scales, parse_size
+from diffusers_dreamactor.cli import (
+    EXTRAS,
+    OPTIONS,
+    main,
+    name_options,
+    parse_parts,
+    parse_person,
+    parse_scales,
+    parse_size,
+)
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 

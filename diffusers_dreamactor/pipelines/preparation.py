@@ -218,6 +218,11 @@ class PreparationMixin:
                 motion = dataclasses.replace(motion, face=None)
             inputs.index = frame_index(motion.num_frames, num_frames, extend)
             inputs.fps = motion.fps
+            if inputs.sound is not None and audio is None and len(inputs) > motion.num_frames:
+                logger.warning(
+                    f"The driver's sound ends after {motion.num_frames / motion.fps:.1f} s; the video goes on in silence to"
+                    f" {len(inputs) / motion.fps:.1f} s."
+                )
             # what is not shown is not fitted either, as of a video that is read no further
             motion = motion[: int(inputs.index.max()) + 1]
 

@@ -372,7 +372,9 @@ def test_every_frame_of_the_talking_man_has_a_face_and_a_head(capture, media):
     assert (np.linalg.norm(motion.head.center - nose, axis=1) < motion.head.radius).all()
     assert np.abs(side / (2 * motion.head.radius) - 0.8).max() < 0.15
     assert np.abs(motion.yaw()).max() < 30
-    error = np.abs(project(motion.body.joints, motion.focal_length, motion.width, motion.height) - motion.body.keypoints)
+    error = np.abs(
+        project(motion.body.joints, motion.focal_length, motion.width, motion.height) - motion.body.keypoints
+    )
     assert error.max() < 1e-2
     # Smooth: heads do not jump by more than a few degrees from frame to frame.
     steps = Rotation.from_matrix(motion.head.rotation[:-1].transpose(0, 2, 1) @ motion.head.rotation[1:]).magnitude()
