@@ -19,7 +19,6 @@ from diffusers_dreamactor.checkpoints import (
     save_random_pipeline,
 )
 from diffusers_dreamactor.cli import (
-    EXTRAS,
     OPTIONS,
     main,
     name_options,
