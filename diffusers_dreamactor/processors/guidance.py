@@ -287,9 +287,10 @@ class MotionGuidanceProcessor(ProcessorMixin):
 
     Args:
         style (`str`): `"dreamactor"` (skeleton and head sphere) or `"wan"` (Wan2.2-Animate's pose picture, no sphere).
-        stick_width (`float`, *optional*), draw_hands (`bool`): see [`BodySkeletonProcessor`].
-        face_size (`int`), face_scale, face_shift, hold_decay (`float`): `size`, `scale`, `shift` and `hold_decay` of [`FaceMotionProcessor`].
+        face_size (`int`), face_scale, face_shift, hold_decay (`float`): `size`, `scale`, `shift` and `hold_decay` of
+            [`FaceMotionProcessor`].
         threshold (`float`): joints, heads and faces with less confidence are taken as not seen.
+        stick_width (`float`, *optional*), draw_hands (`bool`): see [`BodySkeletonProcessor`].
         area (`int`), size_multiple (`int`): see [`ReferenceProcessor`].
     """
 
@@ -297,13 +298,13 @@ class MotionGuidanceProcessor(ProcessorMixin):
     def __init__(
         self,
         style: str = "dreamactor",
-        stick_width: float | None = None,
-        draw_hands: bool = True,
         face_size: int = 512,
         face_scale: float = 1.15,
         face_shift: float = 0.0,
         hold_decay: float = 0.9,
         threshold: float = 0.5,
+        stick_width: float | None = None,
+        draw_hands: bool = True,
         area: int = 960 * 640,
         size_multiple: int = 16,
     ):
