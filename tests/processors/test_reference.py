@@ -222,8 +222,8 @@ def test_bad_pictures(tmp_path):
         load_picture(tmp_path / "cut.png")
     with pytest.raises(ValueError, match="`image` is a list"):
         load_picture([1, 2])
-    with pytest.raises(ValueError, match=r"`image` is an array of shape \(5, 5\)"):
-        load_picture(np.zeros((5, 5), np.uint8))
+    with pytest.raises(ValueError, match=r"`image` is an array of shape \(5, 5, 2\)"):
+        load_picture(np.zeros((5, 5, 2), np.uint8))
 
 
 def test_complementary_frames(stick_figure):
