@@ -3,6 +3,7 @@ states of the usual prompt, in the user's cache."""
 
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -182,13 +183,15 @@ def load_prompt_embedding(
         for file in sorted((folder / name).glob("*.json")):
             told_by.update(file.read_bytes())
     local = Path(name_or_path).is_dir()
+    # of a Hub id the folder is named by the commit, and the text encoder's weights may not be there
+    told_by.update(b"" if local else folder.name.encode())
     for file in sorted((folder / "text_encoder").glob("*.safetensors")) if local else []:
         told_by.update(f"{file.name} {file.stat().st_size} {file.stat().st_mtime_ns}".encode())
     file = cache / f"{told_by.hexdigest()[:32]}.safetensors"
     if not file.is_file():
         states = encode_prompts(find_repository(name_or_path, True, **hub), index, [USUAL_PROMPT, ""])
         cache.mkdir(parents=True, exist_ok=True)
-        aside = file.with_suffix(".part")
+        aside = file.with_suffix(f".{uuid.uuid4().hex}.part")
         save_file({"states": states.contiguous()}, aside)
         aside.replace(file)
     states = load_file(file)["states"].to(dtype)

@@ -46,6 +46,25 @@ class DreamActorSingleFileMixin(FromOriginalModelMixin):
     """Diffusers' `from_single_file`, for the files that people share of Wan, Wan-Animate and DreamActor transformers."""
 
     @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> ModelMixin:
+        """
+        Diffusers' `from_pretrained`, for folders of this class alone: of another one's, Diffusers would load what has the
+        same name, and leave the rest as it is.
+
+        Raises:
+            ValueError: The config is of another class.
+        """
+        names = ("subfolder", "revision", "cache_dir", "token", "local_files_only", "force_download", "proxies")
+        config = cls.load_config(pretrained_model_name_or_path, **{k: kwargs[k] for k in names if k in kwargs})
+        if config.get("_class_name", cls.__name__) != cls.__name__:
+            raise ValueError(
+                f"`{pretrained_model_name_or_path}` holds a {config['_class_name']}, but a {cls.__name__} is needed:"
+                " `DreamActorPipeline.from_pretrained` takes whole repositories of Diffusers' `WanAnimatePipeline`, and"
+                " `dreamactor convert` makes one of other Wan models."
+            )
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
+    @classmethod
     def from_single_file(
         cls, pretrained_model_link_or_path_or_dict: str | os.PathLike | dict[str, torch.Tensor], **kwargs
     ) -> ModelMixin:

@@ -11,7 +11,7 @@ import torch
 from diffusers import DiffusionPipeline
 from safetensors.torch import load_file, save_file
 
-from diffusers_dreamactor import DreamActorPipeline, DreamActorWanAnimatePipeline
+from diffusers_dreamactor import DreamActorPipeline, DreamActorTransformer3DModel, DreamActorWanAnimatePipeline
 from diffusers_dreamactor.cli import main
 from diffusers_dreamactor.loaders.wan_animate import load_models
 
@@ -159,6 +159,11 @@ def test_weights_that_do_not_fit(wan_animate, wan_animate_source, tmp_path, chan
     save_file(tensors, file)
     with pytest.raises(ValueError, match=message):
         load_models(source)
+
+
+def test_a_model_of_another_class_is_not_half_loaded(wan_animate_source):
+    with pytest.raises(ValueError, match="holds a WanAnimateTransformer3DModel, but a DreamActorTransformer3DModel"):
+        DreamActorTransformer3DModel.from_pretrained(wan_animate_source, subfolder="transformer")
 
 
 def test_repositories_that_cannot_be(wan_animate_source, tmp_path, capsys):
