@@ -496,7 +496,7 @@ class DreamActorTransformerBlock(nn.Module):
 
 
 class DreamActorTransformer3DModel(
-    ModelMixin, ConfigMixin, PeftAdapterMixin, DreamActorSingleFileMixin, CacheMixin, AttentionMixin
+    DreamActorSingleFileMixin, ModelMixin, ConfigMixin, PeftAdapterMixin, CacheMixin, AttentionMixin
 ):
     r"""
     The video diffusion transformer of DreamActor-M1: noise tokens, reference tokens, pose latents and face tokens.
