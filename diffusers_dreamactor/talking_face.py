@@ -10,6 +10,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors import safe_open
+from scipy.spatial.transform import Rotation
 
 from .models.audio_motion_encoder import AudioMotionEncoder
 from .motion.idle import idle_blinks, idle_head_rotation
@@ -86,8 +87,8 @@ class TalkingFace:
             outward = sign * (action(f"eyeLookOut{side}") - action(f"eyeLookIn{side}"))
             upward = action(f"eyeLookUp{side}") - action(f"eyeLookDown{side}")
             # outward of the person's left is image right: a turn about y against z; upward a turn about x
-            vector = torch.deg2rad(torch.tensor([[0.6 * _GAZE_DEGREES * upward, -_GAZE_DEGREES * outward, 0.0]]))
-            turn = torch.linalg.matrix_exp(_cross_matrix(vector))[0]
+            gaze = Rotation.from_rotvec([0.6 * _GAZE_DEGREES * upward, -_GAZE_DEGREES * outward, 0.0], degrees=True)
+            turn = torch.as_tensor(gaze.as_matrix(), dtype=torch.float32)
             chosen = self._eye_vertices[eye]
             vertices[chosen] = (vertices[chosen] - self._eyes[eye]) @ turn.T + self._eyes[eye]
         if rotation is not None:
@@ -297,10 +298,3 @@ def speak(
             yield face.draw(actions, rotation, size)
 
     return iterate()
-
-
-def _cross_matrix(vectors: torch.Tensor) -> torch.Tensor:
-    """Matrices `(N, 3, 3)` that multiply like the cross product with vectors `(N, 3)`."""
-    x, y, z = vectors.unbind(dim=1)
-    zero = torch.zeros_like(x)
-    return torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=1).unflatten(1, (3, 3))

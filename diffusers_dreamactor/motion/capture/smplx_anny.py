@@ -9,6 +9,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from ..camera import shortest_rotation
 from ..skeleton import FINGER_NAMES, JOINT_INDEX, NUM_JOINTS
 
 
@@ -35,13 +36,6 @@ _BODY = {
 }
 _PARENTS = (-1, 0, 0, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 9, 9, 12, 13, 14, 16, 17, 18, 19)
 _FACE = ("nose", "right_eye", "left_eye", "right_ear", "left_ear")
-
-
-def _turn(direction: np.ndarray, target: np.ndarray) -> np.ndarray:
-    """The shortest rotation that takes one direction to another."""
-    axis = np.cross(direction, target)
-    angle = np.arctan2(np.linalg.norm(axis), direction @ target)
-    return Rotation.from_rotvec(axis / max(np.linalg.norm(axis), 1e-12) * angle).as_matrix()
 
 
 @lru_cache(maxsize=1)
@@ -90,10 +84,10 @@ def _t_pose() -> tuple[np.ndarray, np.ndarray]:
         for chain, end, target in ((arm, everything, outwards), (leg, [JOINT_INDEX[f"{side}_toe"]], down)):
             for i in range(2):
                 moved = chain[i + 1 :] + end
-                turn = _turn(joints[chain[i + 1]] - joints[chain[i]], target)
+                turn = shortest_rotation(joints[chain[i + 1]] - joints[chain[i]], target)
                 joints[moved] = joints[chain[i]] + (joints[moved] - joints[chain[i]]) @ turn.T
         # The hand straight out, then each finger but the thumb straight, fanned out a little.
-        turn = _turn(joints[JOINT_INDEX[f"{side}_hand_middle_1"]] - joints[hand], outwards)
+        turn = shortest_rotation(joints[JOINT_INDEX[f"{side}_hand_middle_1"]] - joints[hand], outwards)
         joints[everything] = joints[hand] + (joints[everything] - joints[hand]) @ turn.T
         for finger in FINGER_NAMES[1:]:
             first = JOINT_INDEX[f"{side}_hand_{finger}_1"]
