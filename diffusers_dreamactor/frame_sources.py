@@ -23,8 +23,8 @@ logger = logging.get_logger(__name__)
 # (VP8 has packets that show nothing, MPEG-4 has packed ones).
 _ONE_FRAME_PER_PACKET = ("h264", "hevc", "vp9", "av1", "mjpeg", "png", "gif")
 
-# What `iterate_frames` holds of a video that it reads backwards: 10 frames of 3840x2160, 43 of 1920x1080.
-BACKWARDS_BYTES = 2**28
+# What `iterate_frames` holds of a video that it reads backwards: 2 frames of 3840x2160, 10 of 1920x1080.
+BACKWARDS_BYTES = 2**26
 # Frames that it leaves out are decoded up to this many at a time; over more it seeks.
 WIDE_GAP = 32
 # Frames a second that cameras and films have.

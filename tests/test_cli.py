@@ -20,6 +20,7 @@ from diffusers_dreamactor.checkpoints import (
 )
 from diffusers_dreamactor.cli import (
     OPTIONS,
+    choose_align,
     main,
     name_options,
     parse_parts,
@@ -229,7 +230,7 @@ def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, st
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
-    assert [line for line in errors.splitlines() if "outside the picture" not in line] == [f"dreamactor: {said}"]
+    assert errors.splitlines() == [f"dreamactor: {said}"]
     assert not list(tmp_path.iterdir())
 
 
@@ -238,6 +239,19 @@ def test_a_command_prints_what_it_wrote_and_nothing_else(tmp_path):
     words, errors = run_command("demo", "--output", output, *QUICK).communicate(timeout=120)
     assert words == f"dreamactor: wrote {output} (5 frames at 29.97 frames/s)\n"
     assert errors == ""
+
+
+@pytest.mark.parametrize("avatar, motion, chosen", [("ana", "talk", "none"), ("dan", "talk", "framing")])
+def test_the_demo_keeps_the_head_in_the_picture(avatar, motion, chosen, caplog):
+    pipe = DreamActorPipeline.from_pretrained(bundled_model())
+    picture = bundled_avatars()[avatar]
+    pose = MotionSequence.load(picture.with_suffix(".safetensors"))
+    motion = MotionSequence.load(bundled_motions()[motion])
+    assert choose_align(pipe, picture, motion, pose) == chosen
+    inputs = pipe.prepare(picture, motion=motion, reference_motion=pose, align=chosen)
+    assert not [record for record in caplog.records if record.levelname == "WARNING"]
+    head = inputs.motion.head
+    assert ((head.center > 0.6 * head.radius[:, None]).all(axis=1)).mean() > 0.95
 
 
 def test_an_input_is_not_overwritten(tmp_path, media, capsys):

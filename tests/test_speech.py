@@ -234,7 +234,7 @@ def test_what_cannot_be_heard_is_one_clear_error(tmp_path, spoken):
     with pytest.raises(FileNotFoundError, match="missing.wav"):
         iterate_speech_actions(tmp_path / "missing.wav", 25.0)
     with pytest.raises(ValueError, match="`audio` samples have shape"):
-        iterate_speech_actions((np.zeros((3, 100), dtype=np.float32), RATE), 25.0)
+        iterate_speech_actions((np.zeros((9, 100), dtype=np.float32), RATE), 25.0)
     with pytest.raises(ValueError, match="`fps` must be a positive number, but is 0"):
         iterate_speech_actions((spoken, RATE), 0)
     with pytest.raises(ValueError, match="`num_frames` must be at least 1, but is 0"):

@@ -9,6 +9,7 @@ import torch
 
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.checkpoints import bundled_model
+from diffusers_dreamactor.cli import PUBLIC_WEIGHTS, is_avatar
 from diffusers_dreamactor.media import VideoWriter
 
 
@@ -23,6 +24,8 @@ def prepare(picture: str, video: str, drive: list[str], num_frames: int):
     """Captures and fits the motion; returns what `animate` needs and the preview's path."""
     if picture is None or video is None:
         raise gr.Error("A picture and a driving video are needed.")
+    if not os.environ.get("DREAMACTOR_MODEL") and not is_avatar(picture):
+        gr.Warning(f"The bundled model knows only its own avatars: real people need weights such as {PUBLIC_WEIGHTS}.")
     try:
         inputs = PIPE.prepare(picture, video, drive=tuple(drive), num_frames=num_frames, extend="stop")
     except (ValueError, OSError) as error:
