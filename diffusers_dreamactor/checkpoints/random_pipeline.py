@@ -59,8 +59,10 @@ def random_pipeline(seed: int = 0) -> DreamActorPipeline:
         motion_processor=MotionGuidanceProcessor(face_size=64, area=128 * 128),
         pose_encoder=pose_encoder,
         audio_motion_encoder=audio_motion_encoder,
-        # variances are not normalised: those of silence are zero
-        audio_feature_extractor=Speech2TextFeatureExtractor(feature_size=40, num_mel_bins=40, normalize_vars=False),
+        # not normalised over what is heard: a window's features are then those of the whole, and silence has no variance
+        audio_feature_extractor=Speech2TextFeatureExtractor(
+            feature_size=40, num_mel_bins=40, do_ceptral_normalize=False, normalize_means=False, normalize_vars=False
+        ),
         num_inference_steps=4,
         segment_frames=33,
     )

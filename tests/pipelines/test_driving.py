@@ -175,7 +175,7 @@ def test_a_face_video_is_never_cut_short_in_silence(pipe, references, motion, me
 
 
 @pytest.mark.parametrize("beside", [False, True])
-def test_a_face_video_without_anybody_is_named(pipe, references, motion, beside):
+def test_a_face_video_without_anybody_is_named(pipe, references, motion, capture_models, beside):
     nobody = np.full((5, 64, 64, 3), 128, dtype=np.uint8)
     with pytest.raises(ValueError, match="^`face_video` shows nobody"):
         pipe.prepare(references, num_frames=5, face_video=nobody, motion=motion if beside else None).draw()

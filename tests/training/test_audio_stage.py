@@ -1,6 +1,7 @@
 """From a video with sound to a trained `AudioMotionEncoder`."""
 
 import argparse
+import math
 from functools import partial
 from pathlib import Path
 
@@ -57,11 +58,14 @@ def test_a_window_is_given_the_tokens_that_the_pipeline_makes_of_the_clips_sound
     names = ["talk_0000", "talk_0001"]
     assert [check_prepared_clip(spoken_clips / name) for name in names] == [[], []]
     with torch.no_grad():
-        whole = [torch.from_numpy(pipe.encode_audio(sound[start:], FPS, NUM_FRAMES)) for start in (0, 12 * 640)]
+        # a clip is trained on with its own stretch of the sound alone
+        stretches = [sound[start : start + round(NUM_FRAMES / FPS * 16000)] for start in (0, 12 * 640)]
+        whole = [torch.from_numpy(pipe.encode_audio(stretch, FPS, NUM_FRAMES)) for stretch in stretches]
     assert (whole[0] - whole[1]).abs().max() > 0.05
 
     dataset = PreparedClipDataset(spoken_clips, (2,), start_probability=0.3, face="audio")
-    starts = set()
+    starts, compared = set(), 0
+    reach = math.ceil(pipe.audio_motion_encoder.context / (100 / FPS)) + 1
     for seed in range(12):
         samples = [dataset[index, seed + index] for index in (0, 1)]
         batch = collate_clips(samples)
@@ -72,9 +76,13 @@ def test_a_window_is_given_the_tokens_that_the_pipeline_makes_of_the_clips_sound
             # the same frames as the rest of the window
             clip = load_file(spoken_clips / names[index] / "latents.safetensors")["latents"].float()
             assert torch.equal(sample["latents"], clip[:, start // 4 : start // 4 + 2])
-            torch.testing.assert_close(tokens[index], whole[index][start : start + 5], atol=1e-5, rtol=1e-5)
+            # at a clip's end the pipeline hears silence after it, and training nothing: so far as that reaches they differ
+            alike = max(0, min(5, NUM_FRAMES - reach - start))
+            expected = whole[index][start : start + alike]
+            torch.testing.assert_close(tokens[index][:alike], expected, atol=1e-5, rtol=1e-5)
+            compared += alike
             starts.add(start)
-    assert starts == {0, 4, 8}
+    assert starts == {0, 4, 8} and compared > 20
 
 
 def test_clips_of_several_durations_share_a_batch(model, tmp_path):
