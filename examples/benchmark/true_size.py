@@ -1,7 +1,7 @@
 """Loading and one step of Wan2.2-Animate at its true size, on a machine that never saw the weights.
 
-    python examples/benchmark/true_size.py make --folder /tmp/true-size
-    python examples/benchmark/true_size.py measure --folder /tmp/true-size
+    python examples/benchmark/true_size.py make --folder true-size
+    python examples/benchmark/true_size.py measure --folder true-size
 
 `make` writes a `WanAnimatePipeline` repository with all names, shapes and shards of the 17.3 B model whose safetensors files
 are holes: 50 GB by their sizes, 0.5 GB on the disk (the VAE is real, with random weights). Reading a hole gives zeros,
