@@ -1,0 +1,280 @@
+"""
+How exact capture and retargeting are, on rendered people whose joints are known.
+
+    python examples/benchmark/capture_accuracy.py [--models FOLDER] [--body FILE] [--scenes desk crossing ...] [--seeds 2]
+        [--pictures FOLDER]
+
+People of `examples/synthetic` (extra `synthetic`) are rendered at 640x480 and 24 frames/s: behind a desk, entering and
+leaving, gesturing fast, turning right round, crossing and in contact. Each scene is captured by `MediaPipeCapture`,
+retargeted, and compared with the truth; one row of the table for each scene, the mean over seeds:
+
+- `body %`, `hand %`: median distance of keypoints that the picture shows, in per cent of the person's stature.
+- `PCK`: share of shown body joints drawn within 5 % of the stature; `hand PCK`: of hand joints within 2 %.
+- `wrists off %`: share of drawn, shown wrists more than 5 % of the stature away.
+- `switches`: how often a body joint is switched on or off, beyond what the truth does.
+- `head deg`: median angle between head rotations, where the head is drawn and shown.
+- `exchanged %`: share of frames in which the neck or the head is nearer to another person's.
+- `ghosts %`: share of frames without the person (of a truth beyond 0.5 s around) in which a body is drawn.
+- `head out %`: share of frames with the head's middle outside the picture, retargeted onto a close portrait.
+- `feet %`: greatest way that an ankle goes, retargeted onto a standing person, in per cent of the stature; where the driver's
+  legs are hidden this is 0 at best.
+"""
+
+import argparse
+import sys
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from scipy.ndimage import maximum_filter1d
+from scipy.spatial.transform import Rotation, Slerp
+
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "synthetic"))
+from avatar_appearance import AvatarAppearance  # noqa: E402
+from avatar_body import AvatarBody  # noqa: E402
+from avatar_clip import FPS, Avatar, Camera  # noqa: E402
+from avatar_motion import AvatarMotion, random_motion  # noqa: E402
+
+from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture  # noqa: E402
+from diffusers_dreamactor.motion.retarget import retarget  # noqa: E402
+from diffusers_dreamactor.motion.sequence import MotionSequence  # noqa: E402
+from diffusers_dreamactor.motion.skeleton import BODY, JOINT_INDEX, LEFT_HAND, RIGHT_HAND  # noqa: E402
+
+
+HEIGHT, WIDTH, RATE, NUM_FRAMES = 480, 640, 24, 72
+SCENES = ("desk", "entering", "fast", "turning", "crossing", "contact")
+COLUMNS = (
+    "body %",
+    "PCK",
+    "hand %",
+    "hand PCK",
+    "wrists off %",
+    "switches",
+    "head deg",
+    "exchanged %",
+    "ghosts %",
+    "head out %",
+    "feet %",
+)
+WRISTS = [JOINT_INDEX["right_wrist"], JOINT_INDEX["left_wrist"]]
+ANKLES = [JOINT_INDEX["right_ankle"], JOINT_INDEX["left_ankle"]]
+HANDS = [*range(LEFT_HAND.start, LEFT_HAND.stop), *range(RIGHT_HAND.start, RIGHT_HAND.stop)]
+DESK = (96, 66, 44)
+
+
+def camera_for(middle: float, shown: float) -> Camera:
+    """A camera that shows `shown` metres of height around `middle` metres above the hips."""
+    focal_length = 1.3 * np.hypot(HEIGHT, WIDTH)
+    return Camera(HEIGHT, WIDTH, focal_length, focal_length * shown / HEIGHT, 0.0, middle)
+
+
+def smooth_motion(random: np.random.Generator, body: AvatarBody, scale: str, speed: float = 1.0) -> AvatarMotion:
+    """A random motion at `RATE` frames/s, `speed` times as fast as the data set's."""
+    step = speed * FPS / RATE
+    times = step * np.arange(NUM_FRAMES)
+    motion = random_motion(random, body, int(np.ceil(times[-1])) + 1, scale, liveliness=0.5, turning=0.0)
+    keys = np.arange(len(motion.translation))
+    rotations = np.tile(np.eye(3, dtype=np.float32), (NUM_FRAMES, motion.rotations.shape[1], 1, 1))
+    for bone in range(rotations.shape[1]):
+        rotations[:, bone] = Slerp(keys, Rotation.from_matrix(motion.rotations[:, bone]))(times).as_matrix()
+
+    def between(values: np.ndarray) -> np.ndarray:
+        return np.stack([np.interp(times, keys, column) for column in values.T], axis=1).astype(np.float32)
+
+    return AvatarMotion(rotations, between(motion.translation), between(motion.actions), scale)
+
+
+def turned(motion: AvatarMotion, yaw: np.ndarray) -> AvatarMotion:
+    """The motion with the root turned by `yaw` (F,) degrees about the vertical."""
+    rotations = motion.rotations.copy()
+    rotations[:, 0] = Rotation.from_euler("z", yaw[:, None], degrees=True).as_matrix() @ rotations[:, 0]
+    return replace(motion, rotations=rotations)
+
+
+def moved(motion: AvatarMotion, x: np.ndarray | float = 0.0, y: np.ndarray | float = 0.0) -> AvatarMotion:
+    """The motion shifted by `x` metres to image right and `y` away from the camera, numbers or `(F,)`."""
+    translation = motion.translation.copy()
+    translation[:, 0] += x
+    translation[:, 1] += y
+    return replace(motion, translation=translation)
+
+
+def scene_of(name: str, random: np.random.Generator, body: AvatarBody) -> tuple[Camera, list[AvatarMotion]]:
+    """The camera and everybody's motion, the person who is followed first."""
+    time = np.linspace(0, 1, NUM_FRAMES)
+    if name == "desk":
+        return camera_for(0.35, 1.25), [smooth_motion(random, body, "half_body")]
+    if name == "fast":
+        return camera_for(-0.1, 2.4), [smooth_motion(random, body, "full_body", speed=3.0)]
+    if name == "turning":
+        return camera_for(-0.1, 2.3), [turned(smooth_motion(random, body, "full_body"), 360 * time)]
+    if name == "entering":
+        # From beyond the left edge to the middle, a stop, and back out.
+        way = np.interp(time, [0, 0.15, 0.4, 0.65, 0.9, 1], [-2.4, -2.4, 0, 0, -2.4, -2.4])
+        heading = np.interp(time, [0, 0.35, 0.42, 0.63, 0.7, 1], [60, 60, 0, 0, -60, -60])
+        return camera_for(-0.1, 2.3), [moved(turned(smooth_motion(random, body, "full_body"), heading), x=way)]
+    first, second = (smooth_motion(random, body, "full_body") for _ in range(2))
+    if name == "crossing":
+        way = np.linspace(-1.1, 1.1, NUM_FRAMES)
+        return camera_for(-0.1, 2.3), [
+            moved(turned(first, np.full(NUM_FRAMES, 50.0)), x=way),
+            moved(turned(second, np.full(NUM_FRAMES, -50.0)), -way, -0.6),
+        ]
+    # Side by side, shoulders touching, one before the other and swaying together.
+    apart = np.interp(time, [0, 0.25, 0.75, 1], [0.55, 0.2, 0.2, 0.55])
+    return camera_for(0.25, 1.6), [moved(first, x=-apart), moved(second, apart, -0.35)]
+
+
+def render_scene(name: str, seed: int, body: AvatarBody) -> tuple[np.ndarray, list[MotionSequence], list[np.ndarray]]:
+    """
+    Frames `(F, H, W, 3)`, everybody's true motion and which joints `(F, 62)` the picture shows of each; those that another
+    person or the desk may hide are left out.
+    """
+    random = np.random.default_rng([seed, SCENES.index(name)])
+    camera, motions = scene_of(name, random, body)
+    people = [
+        Avatar(body, AvatarAppearance.random(np.random.default_rng([seed, 7 + i]), body)) for i in range(len(motions))
+    ]
+    cameras = [camera.framed_for(people[0])] * len(people)
+    order = sorted(range(len(people)), key=lambda i: -motions[i].translation[:, 1].mean())
+    video, truths, shown = None, [None] * len(people), [None] * len(people)
+    for index in order:
+        frames, regions = [], []
+        for start in range(0, NUM_FRAMES, 12):
+            piece, region = people[index].pose(motions[index], slice(start, start + 12)).render(cameras[index])
+            frames.append(piece)
+            regions.append(region)
+        truth = people[index].pose(motions[index]).motion(cameras[index])
+        truth.fps = RATE
+        mask = np.concatenate(regions) > 0
+        frames = np.concatenate(frames)
+        video = frames if video is None else np.where(mask[..., None], frames, video)
+        pixels = truth.body.keypoints.round().astype(int)
+        inside = ((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all(axis=-1)
+        truths[index], shown[index] = truth, inside
+        for other in order[: order.index(index)]:
+            others = truths[other].body.keypoints.round().astype(int)
+            across, down = others[..., 0].clip(0, WIDTH - 1), others[..., 1].clip(0, HEIGHT - 1)
+            shown[other] &= ~mask[np.arange(NUM_FRAMES)[:, None], down, across]
+    if name == "desk":
+        edge = int(0.74 * HEIGHT)
+        video[:, edge:] = DESK
+        shown[0] &= truths[0].body.keypoints[..., 1] < edge
+    return video, truths, shown
+
+
+def references(body: AvatarBody) -> tuple[MotionSequence, MotionSequence]:
+    """A close portrait and a standing full figure, as a perfect capture would see them."""
+    avatar = Avatar(body, AvatarAppearance.random(np.random.default_rng(99), body))
+    rotations = np.tile(np.eye(3, dtype=np.float32), (1, len(body.bone_names), 1, 1))
+    still = AvatarMotion(rotations, np.zeros((1, 3), np.float32), np.zeros((1, 52), np.float32), "full_body")
+    cameras = camera_for(0.62, 0.62), camera_for(-0.1, 2.2)
+    return tuple(avatar.pose(still).motion(camera.framed_for(avatar)) for camera in cameras)
+
+
+def switches(drawn: np.ndarray) -> int:
+    """How often `(F, N)` bool turns on or off."""
+    return int(np.abs(np.diff(drawn.astype(int), axis=0)).sum())
+
+
+def compare(
+    motion: MotionSequence, truths: list[MotionSequence], shown: list[np.ndarray], stills: tuple, desk: bool
+) -> dict[str, float]:
+    """One row of the table."""
+    truth, visible = truths[0], shown[0]
+    stature = np.percentile(
+        np.linalg.norm(np.diff(np.sort(truth.body.keypoints[..., 1])[:, [0, -1]], axis=1), axis=1), 90
+    )
+    drawn = motion.body.confidence >= 0.5
+    error = np.linalg.norm(motion.body.keypoints - truth.body.keypoints, axis=-1) / stature
+    both = drawn & visible
+    row = {
+        "body %": 100 * np.median(error[:, BODY][both[:, BODY]]),
+        "PCK": 100 * np.mean((error < 0.05)[:, BODY][visible[:, BODY]] & drawn[:, BODY][visible[:, BODY]]),
+        "hand %": 100 * np.median(error[:, HANDS][both[:, HANDS]]) if both[:, HANDS].any() else np.nan,
+        "hand PCK": 100 * np.mean(((error < 0.02) & drawn)[:, HANDS][visible[:, HANDS]]),
+        "wrists off %": 100 * np.mean(error[:, WRISTS][both[:, WRISTS]] > 0.05) if both[:, WRISTS].any() else np.nan,
+        "switches": max(0, switches(drawn[:, BODY]) - switches(visible[:, BODY])),
+    }
+    heads = (motion.head.confidence >= 0.5) & visible[:, JOINT_INDEX["nose"]]
+    turn = np.einsum("fij,fij->f", motion.head.rotation, truth.head.rotation)
+    angle = np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))
+    row["head deg"] = np.median(angle[heads]) if heads.any() else np.nan
+    row["exchanged %"] = 0.0
+    neck = JOINT_INDEX["neck"]
+    if len(truths) > 1:
+
+        def nearer(points: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
+            return np.linalg.norm(points - places[1], axis=-1) < np.linalg.norm(points - places[0], axis=-1)
+
+        by_body = nearer(motion.body.keypoints[:, neck], [each.body.keypoints[:, neck] for each in truths])
+        by_head = nearer(motion.head.center, [each.head.center for each in truths])
+        wrong = (by_body & drawn[:, neck]) | (by_head & (motion.head.confidence >= 0.5))
+        row["exchanged %"] = 100 * wrong.mean()
+    around = maximum_filter1d(visible.any(axis=1).astype(int), RATE + 1) > 0
+    row["ghosts %"] = 100 * np.mean(drawn[~around].any(axis=1)) if (~around).any() else 0.0
+    portrait, figure = stills
+    close = retarget(motion, portrait, HEIGHT, WIDTH)
+    outside = ((close.head.center < 0) | (close.head.center > [WIDTH, HEIGHT])).any(axis=1)
+    there = close.head.confidence >= 0.5
+    row["head out %"] = 100 * outside[there].mean() if there.any() else np.nan
+    standing = retarget(motion, figure, HEIGHT, WIDTH)
+    feet = standing.body.keypoints[:, ANKLES] - figure.body.keypoints[:, ANKLES]
+    tall = np.ptp(figure.body.keypoints[0, BODY, 1])
+    row["feet %"] = 100 * np.linalg.norm(feet, axis=-1).max() / tall if desk else np.nan
+    return row
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--models", help="folder with MediaPipe's bundles")
+    parser.add_argument("--body", help="packed body (`avatar_body.py`); packed anew by default")
+    parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES)
+    parser.add_argument("--seeds", type=int, default=2)
+    parser.add_argument("--pictures", help="folder for a contact sheet of each scene, with what was captured")
+    arguments = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(arguments.body or Path(folder) / "body.npz")
+        if not path.is_file():
+            AvatarBody.pack(path, num_people=60)
+        body = AvatarBody(path)
+    capture = MediaPipeCapture.from_pretrained(arguments.models)
+    stills = references(body)
+    print("| scene | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|", flush=True)
+    for name in arguments.scenes:
+        rows = []
+        for seed in range(arguments.seeds):
+            video, truths, shown = render_scene(name, seed, body)
+            # By the place in the first frame that has the person: the largest may be the other one.
+            person = None
+            if len(truths) > 1:
+                person = tuple(float(value) for value in truths[0].body.keypoints[0, JOINT_INDEX["neck"]])
+            motion = capture.capture(list(video), fps=RATE, person=person, progress=False)
+            rows.append(compare(motion, truths, shown, stills, name == "desk"))
+            if arguments.pictures:
+                save_picture(Path(arguments.pictures) / f"{name}_{seed}.png", video, motion)
+        means = [
+            np.nanmean([row[c] for row in rows]) if np.isfinite([row[c] for row in rows]).any() else None
+            for c in COLUMNS
+        ]
+        print(f"| {name} | " + " | ".join("" if mean is None else f"{mean:.2f}" for mean in means) + " |", flush=True)
+
+
+def save_picture(path: Path, video: np.ndarray, motion: MotionSequence) -> None:
+    """A contact sheet of the captured skeletons over the dimmed frames."""
+    from PIL import Image
+
+    from diffusers_dreamactor.processors.body_skeleton import BodySkeletonProcessor
+
+    drawn = BodySkeletonProcessor()(motion, HEIGHT, WIDTH).transpose(0, 2, 3, 1)
+    frames = np.where(drawn.max(axis=-1, keepdims=True) > 0, drawn, video // 2)[:: NUM_FRAMES // 12][:12, ::2, ::2]
+    sheet = frames.reshape(3, 4, *frames.shape[1:]).transpose(0, 2, 1, 3, 4)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(np.ascontiguousarray(sheet).reshape(3 * HEIGHT // 2, 4 * WIDTH // 2, 3)).save(path)
+
+
+if __name__ == "__main__":
+    main()
