@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..motion.sequence import MotionSequence
 from ..motion.tensor_file import read_arrays, write_arrays
+from ..motion.visibility import connected
 from ..pictures import to_rgb
 from .body_skeleton import BodySkeletonProcessor
 from .face_motion import FaceMotionProcessor
@@ -380,6 +381,10 @@ class MotionGuidanceProcessor(ProcessorMixin):
             start = stop - kept
             stop = min(start + segment_frames, len(motion))
             segment = motion[start:stop]
+            if segment.body is not None:
+                # Whole limbs, from the trunk outwards: no fingers without a forearm.
+                hang = connected(segment.body.confidence >= self.config.threshold)
+                segment.body.confidence = np.where(hang, segment.body.confidence, 0.0)
             if crops is not None:
                 size = self.config.face_size
                 segment_face = np.empty((stop - start, 3, size, size), dtype=np.uint8)

@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 
 from diffusers_dreamactor.frame_sources import frame_index
-from diffusers_dreamactor.motion.skeleton import JOINT_INDEX
+from diffusers_dreamactor.motion.skeleton import JOINT_INDEX, LEFT_HAND
 from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.head_sphere import HeadSphereProcessor
@@ -287,3 +287,14 @@ def test_the_parts_agree_with_the_whole(stick_figure, processor):
     crops, weight = FaceMotionProcessor(size=32)(random_frames(3, 480, 832), motion.face.boxes, motion.face.confidence)
     np.testing.assert_array_equal(guidance.face, crops)
     np.testing.assert_array_equal(guidance.face_weight, weight)
+
+
+def test_fingers_are_not_drawn_without_a_forearm(stick_figure, processor):
+    motion = stick_figure(2, HEIGHT, WIDTH)
+    whole = processor(motion, HEIGHT, WIDTH, random_frames(2)).skeleton
+    motion.body.confidence[:, JOINT_INDEX["left_elbow"]] = 0.1
+    drawn = processor(motion, HEIGHT, WIDTH, random_frames(2)).skeleton
+    motion.body.confidence[:, [JOINT_INDEX["left_wrist"], *range(LEFT_HAND.start, LEFT_HAND.stop)]] = 0
+    armless = processor(motion, HEIGHT, WIDTH, random_frames(2)).skeleton
+    assert not np.array_equal(drawn, whole)
+    np.testing.assert_array_equal(drawn, armless)

@@ -28,6 +28,12 @@ _LEGS = [(23, 24), (25, 26), (27, 28), (29, 30), (31, 32)]
 _EARS = [7, 8]
 # A hand seen for a shorter time than this is a false alarm.
 _SHORTEST_HAND_SECONDS = 0.12
+# Limbs go up to about 8 m/s in quick gestures; a jump of one frame that is faster, there and back, was another place.
+# In extents of the person (about 1.7 m) a second, and in metres a second.
+_FASTEST = 4.5
+_FASTEST_METRES = 8.0
+# A jump is only believed of a point that the estimator is this sure to see.
+_SURE = 0.7
 
 
 @dataclass
@@ -135,6 +141,18 @@ def _exchange(points: tuple[np.ndarray, ...], frames: np.ndarray, pairs: list[tu
         values[frames] = exchanged
 
 
+def _false_jumps(values: np.ndarray, confidence: np.ndarray, fps: float, floor: float, fastest: float) -> np.ndarray:
+    """
+    Outliers `(F, N)` bool of points `values` `(F, N, D)`: those that `find_outliers` finds, but for those that a fast movement
+    explains: seen surely, and reached or left no faster than `fastest` a second. A median cuts the peaks of gestures.
+    """
+    outlier = find_outliers(values, confidence, threshold=8.0, floor=floor)
+    speed = np.linalg.norm(np.diff(values, axis=0), axis=-1) * fps
+    padding = np.zeros((1, values.shape[1]))
+    arrives, leaves = np.concatenate([padding, speed]), np.concatenate([speed, padding])
+    return outlier & ~((np.maximum(arrives, leaves) < fastest) & (confidence >= _SURE))
+
+
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
     """One shot of observations: outliers and gaps filled, jitter removed."""
     keypoints, world = observed.keypoints.copy(), observed.world.copy()
@@ -145,8 +163,8 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
     seen = observed.seen
     if num_frames > 1 and seen.any():
         size = _size(observed)
-        outlier = find_outliers(keypoints, confidence, threshold=8.0, floor=0.04 * size)
-        outlier |= find_outliers(world, confidence, threshold=8.0, floor=0.06)
+        outlier = _false_jumps(keypoints, confidence, fps, 0.04 * size, _FASTEST * size)
+        outlier |= _false_jumps(world, confidence, fps, 0.06, _FASTEST_METRES)
         known = np.where(outlier, 0.0, confidence)
         # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person
         # and outliers are gaps.
@@ -163,9 +181,13 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
             per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
             palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
             floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
-            wild = find_outliers(hands[:, side], per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
+            # Relative to the wrist: where no hand is found it goes with the arm, and a fast one is no outlier.
+            wrist = keypoints[:, None, 15 + side]
+            offset = hands[:, side] - wrist
+            wild = find_outliers(offset, per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
             per_joint[wild] = 0
-            hands[:, side], filled = fill_gaps(hands[:, side], per_joint, fps, max_seconds=0.25, decay_seconds=0.1)
+            offset, filled = fill_gaps(offset, per_joint, fps, max_seconds=0.25, decay_seconds=0.1)
+            hands[:, side] = wrist + offset
             hand_world[:, side] = fill_gaps(hand_world[:, side], per_joint, fps)[0]
             hand_score[:, side] = filled.min(axis=1)
     if smoothed:
@@ -189,10 +211,12 @@ def repair(observed: PoseObservations, shots: list[slice], fps: float, smoothed:
 
 
 def _limit_outside(keypoints: np.ndarray, confidence: np.ndarray, width: int, height: int) -> np.ndarray:
-    """Joints well out of the picture are guesses, whatever the estimator says: under the 0.5 that is drawn."""
-    margin = 0.03 * max(width, height)
-    outside = ((keypoints < -margin) | (keypoints > np.array([width, height]) + margin)).any(axis=-1)
-    return np.where(outside, np.minimum(confidence, 0.4), confidence)
+    """
+    Joints well out of the picture are guesses, whatever the estimator says: at most 1 - d / 6 %, with the distance d from the
+    picture in its longer sides, and so under the 0.5 that is drawn from 3 % on.
+    """
+    beyond = np.maximum(-keypoints, keypoints - np.array([width, height])).max(axis=-1)
+    return np.minimum(confidence, np.clip(1 - beyond / (0.06 * max(width, height)), 0.0, 1.0))
 
 
 def _unseen_hands(joints: np.ndarray, side: str) -> np.ndarray:

@@ -8,6 +8,7 @@ from diffusers.utils import logging
 from ...media import VideoReader
 from ..filtering import fill_gaps, fill_rotations, find_outliers, smooth, smooth_boxes, smooth_rotations
 from ..sequence import FaceTrack, HeadTrack, MotionSequence, head_yaw_pitch_roll
+from ..visibility import believe_before, steady_confidence
 from .body_pose import PoseObservations, exchange_sides, lift, repair
 from .head_pose import POSE_POINTS_OF_LOOK, FaceLook, HeadEstimate, estimate_heads, face_box
 from .selection import frame_ranges
@@ -17,6 +18,21 @@ logger = logging.get_logger(__name__)
 
 # Beyond this yaw the face is hidden from the camera.
 _BACK_YAW = 100.0
+# A face lost for this long is bridged; for longer, its confidence is at most `_UNSEEN_FACE`, below the 0.5 at which a face
+# is used.
+_FACE_GAP_SECONDS = 0.2
+_UNSEEN_FACE = 0.4
+
+
+def _bridged(detected: np.ndarray, longest: float) -> np.ndarray:
+    """Frames `(F,)` bool of gaps of up to `longest` frames between two that are `detected` `(F,)`."""
+    frames = np.arange(len(detected))
+    seen = np.flatnonzero(detected)
+    if len(seen) == 0:
+        return np.zeros(len(detected), dtype=bool)
+    position = np.searchsorted(seen, frames)
+    before, after = seen[np.maximum(position - 1, 0)], seen[np.minimum(position, len(seen) - 1)]
+    return ~detected & (before < frames) & (after > frames) & (after - before - 1 <= longest)
 
 
 def _repair_heads(heads: HeadEstimate, shots: list[slice], fps: float, smoothed: bool) -> HeadEstimate:
@@ -37,7 +53,10 @@ def _repair_heads(heads: HeadEstimate, shots: list[slice], fps: float, smoothed:
         ball = ball[:, 0]
         # The boxes of frames without a face come from the pose: they may be bridged, never trusted.
         face = np.where(known, heads.face_confidence[shot], 0.0)
-        face = fill_gaps(np.zeros((num_frames, 1, 1)), face[:, None], fps, max_seconds=0.2)[1][:, 0]
+        detected = face > 0
+        face = fill_gaps(np.zeros((num_frames, 1, 1)), face[:, None], fps, max_seconds=_FACE_GAP_SECONDS)[1][:, 0]
+        # Only gaps between two detections are believed: what follows the last one shows a sleeve or the back of a head.
+        face = np.where(detected | _bridged(detected, _FACE_GAP_SECONDS * fps), face, np.minimum(face, _UNSEEN_FACE))
         heads.confidence[shot], heads.face_confidence[shot] = filled[:, 0], face
         if smoothed:
             heads.rotation[shot] = smooth_rotations(heads.rotation[shot], filled[:, 0], fps)
@@ -124,6 +143,10 @@ def to_motion(
     observed = exchange_sides(observed, shots)
     repaired = repair(_refine_faces(looks, observed, shots, fps), shots, fps, smoothed)
     body, focal_length = lift(repaired, shots, fps, width, height, smoothed)
+    if smoothed:
+        for shot in shots:
+            steady = steady_confidence(body.confidence[shot], fps)
+            body.confidence[shot] = np.where(repaired.seen[shot, None], believe_before(steady, middle=False), 0.0)
     heads = estimate_heads(
         looks, observed.keypoints, observed.world, observed.visibility, seen, focal_length, width, height
     )
