@@ -7,6 +7,7 @@ from scipy.ndimage import gaussian_filter1d, maximum_filter1d, uniform_filter1d
 from .camera import back_project
 from .sequence import MotionSequence, project
 from .skeleton import JOINT_INDEX
+from .visibility import without_isolated
 
 
 # Metres; a capture's depth error must not put a joint behind the camera.
@@ -31,9 +32,10 @@ ANKLES = CONTACT_JOINTS[:2]
 def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
     """
     How much each joint counts as seen, `(F, ...)` in [0, 1], from its confidence: 1 from a confidence of 0.5 on and in gaps of
-    up to a second, fading slowly (over a second) before a joint comes and after it goes, as a person would move.
+    up to a second, fading slowly (over a second) before a joint comes and after it goes, as a person would move. Detections of
+    less than a quarter of a second are none.
     """
-    seen = confidence >= 0.5
+    seen = without_isolated(confidence.reshape(len(confidence), -1) >= 0.5, fps).reshape(confidence.shape)
     if seen.all() or not seen.any():
         return seen.astype(np.float64)
     half = int(np.ceil(0.5 * fps))
@@ -46,11 +48,59 @@ def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
     return np.clip(weights * weights * (3 - 2 * weights), 0.0, 1.0)
 
 
+def typical_frame(anchor: np.ndarray, shown: np.ndarray, size: float) -> int:
+    """
+    The frame in which somebody stands where they usually do: nearest to the median place; of frames that are about as near,
+    the earliest, so that who hardly moves starts there.
+
+    Args:
+        anchor (`(F, 3)`): a joint of the trunk; any unit.
+        shown (`(F,)` bool): frames that count, one at least.
+        size (`float`): the person's torso length in that unit.
+    """
+    frames = np.flatnonzero(shown)
+    # Depth is the shakiest.
+    away = np.linalg.norm((anchor[frames] - np.median(anchor[frames], axis=0)) * [1, 1, 0.5], axis=1)
+    return int(frames[np.argmax(away <= away.min() + 0.15 * size)])
+
+
+def kept_in_picture(
+    head: np.ndarray, counted: np.ndarray, own: np.ndarray, margin: float, width: int, height: int, damped: bool
+) -> np.ndarray:
+    """
+    What a camera operator does for a head that would leave the picture: the view moves once, for the whole clip, and if the
+    head's way is longer than the picture, it is damped.
+
+    Args:
+        head (`(F, 2)`): the head's middle in pixels.
+        counted (`(F,)` bool): frames in which the head should be in the picture.
+        own (`(2,)`): where the reference's head is. That is always near enough to the middle.
+        margin (`float`): pixels to keep from the picture's edges.
+        width, height (`int`): of the picture.
+        damped (`bool`): whether the way may be made shorter; feet on the ground would slide.
+
+    Returns:
+        `(F, 2)`: pixels by which to move the person; 0 where all is well.
+    """
+    shift = np.zeros_like(head)
+    if not counted.any():
+        return shift
+    for axis, size in enumerate((width, height)):
+        edge = min(margin, 0.25 * size)
+        least, most = min(edge, own[axis]), max(size - edge, own[axis])
+        low, high = np.percentile(head[counted, axis], [1, 99])
+        gain = min(1.0, (most - least) / max(high - low, 1e-6)) if damped else 1.0
+        middle = np.median(head[counted, axis])
+        low, high = middle + gain * (low - middle), middle + gain * (high - middle)
+        shift[:, axis] = (gain - 1) * (head[:, axis] - middle) + max(least - low, 0.0) - max(high - most, 0.0)
+    return shift
+
+
 def picture_path(
     anchor: np.ndarray, target: np.ndarray, first: int, ratio: float, motion: MotionSequence, reference: MotionSequence
 ) -> np.ndarray:
     """
-    The driver's picture cut, scaled and moved so that in frame `first` its anchor lies on the reference's, with the
+    The driver's picture cut, scaled and moved so that in frame `first` (any frame) its anchor lies on the reference's, with the
     person in the same size.
 
     Sideways the anchor then moves by as many body sizes as it does in the driver's picture. In depth it moves by as many

@@ -127,6 +127,20 @@ def held_hips(own: np.ndarray, vectors: np.ndarray, moved: np.ndarray | None, pl
     return held
 
 
+def planted_hips(own: np.ndarray, vectors: np.ndarray, planar: bool) -> np.ndarray:
+    """
+    Neck-to-hip vectors `(F, 2, 3)` of a person who stands: the spine as in the bone `vectors` `(F, 62, 3)`, the line of the
+    hips as the reference's, which only turns with the trunk when that turns further than a trunk twists.
+    """
+    spine = vectors[:, HIPS].mean(axis=1, keepdims=True)
+    across = own[HIPS] - own[HIPS].mean(axis=0)
+    if planar:
+        return spine + across
+    angle = _yaw(own[HIPS[1]] - own[HIPS[0]], vectors[:, HIPS[1]] - vectors[:, HIPS[0]])
+    angle = angle - TWIST * np.tanh(angle / TWIST)
+    return spine + rotate(Rotation.from_euler("y", angle[:, None]).as_matrix(), across)
+
+
 def complete_pose(joints: np.ndarray, seen: np.ndarray, lengths: np.ndarray, planar: bool) -> np.ndarray:
     """
     The reference's whole skeleton `(62, 3)`: seen bones as they point, others as the capture guessed them if the guess is

@@ -21,9 +21,11 @@ from .framing import (
     NEAREST_DEPTH,
     foot_contact,
     foot_correction,
+    kept_in_picture,
     kept_path,
     picture_path,
     seen_weights,
+    typical_frame,
     world_path,
 )
 from .head_placement import head_circle, head_rotation, neck_stretch, place_head
@@ -38,6 +40,7 @@ from .pose_transfer import (
     fill_directions,
     held_hips,
     limb_ratios,
+    planted_hips,
     reach_with_arms,
     rotate,
     torso_frames,
@@ -49,18 +52,20 @@ from .pose_transfer import (
 )
 from .sequence import BodyTrack, HeadTrack, MotionSequence, project
 from .skeleton import BONE_GROUPS, BONES, JOINT_INDEX, NUM_JOINTS, ROOT
+from .visibility import believe_before, without_isolated
 
 
 logger = logging.get_logger(__name__)
 
 PARTS = ("face", "head", "body")
-ALIGNMENTS = ("framing", "first", "none")
+ALIGNMENTS = ("framing", "path", "first", "none")
 
 NOSE = JOINT_INDEX["nose"]
 BELOW_NECK = [joint for joint in range(NUM_JOINTS) if joint not in HEAD_JOINTS]
 ARMS = [*BONE_GROUPS["arm"], *BONE_GROUPS["forearm"]]
 FINGERS = list(range(20, NUM_JOINTS))
 LEG_BONES = (*BONE_GROUPS["thigh"], *BONE_GROUPS["shin"])
+KNEES = list(BONE_GROUPS["thigh"])
 LEGS = [*LEG_BONES, *BONE_GROUPS["foot"]]
 
 # A walk is followed through space unless it comes nearer than this share of the reference's distance.
@@ -113,11 +118,13 @@ def retarget(
     """
     Makes the person of `reference` move as the one of `motion` does.
 
-    Bones point as the driver's do and are as long as the reference's. In the first frame the person stands where the
-    reference does and is as large; from there on the driver's way through the picture is followed, in body sizes. Where
+    Bones point as the driver's do and are as long as the reference's. Where the driver usually is, the person stands where
+    the reference does and is as large; around it the driver's way through the picture is followed, in body sizes. Where
     whole figures stand on the ground in both, it is the way through space, corrected so that standing feet do not
     slide. Joints that the driver does not show keep the reference's pose on the moving torso: legs stand, arms turn with
-    the shoulders. One that is lost for more than a second goes back to it, slowly. Joints may leave the picture.
+    the shoulders. One that is lost for more than a second goes back to it, slowly. If no leg is driven, pelvis and feet stay
+    where the reference has them. A head that would leave the picture while the driver's does not is kept in it, as a camera
+    operator would. Other joints may leave the picture.
 
     Two things are not taken as they come: the distance between neck and nose, which is no bone, follows the driver's nods;
     and a hand whose elbow the driver's picture does not show reaches to where the driver's is.
@@ -129,7 +136,8 @@ def retarget(
         motion (`MotionSequence`): the driver, in pixels of its own picture.
         reference (`MotionSequence`): one frame, in pixels of the picture that is generated.
         height, width (`int`): the size of that picture.
-        align (`str`): `"framing"`: as above. `"first"`: frame 0 has the reference's own pose, and bones turn from it as the
+        align (`str`): `"framing"`: as above. `"path"`: in the first frame the person stands where the reference does, and
+            from there on the driver's way is followed exactly, also out of the picture. `"first"`: frame 0 has the reference's own pose, and bones turn from it as the
             driver's turn from their first frame (for a driver that starts much like the reference). `"none"`: the
             person stands where the driver stands in its picture, scaled and cut to the new size, and as large.
         bone_scale (`dict`, *optional*): factors by part, e.g. `{"arm": 1.2}`; the names are those of
@@ -165,7 +173,8 @@ def retarget(
 
     # The driver: joints, and how much each counts as seen.
     if motion.body is not None:
-        driver, driver_seen = _positions(motion, planar), motion.body.confidence >= 0.5
+        driver = _positions(motion, planar)
+        driver_seen = without_isolated(motion.body.confidence >= 0.5, motion.fps)
         self_seen = seen_weights(motion.body.confidence, motion.fps)
         seen = trust_chains(self_seen)
         if not planar:
@@ -180,6 +189,11 @@ def retarget(
     surely_seen = seen > 0.9999
     present = surely_seen[:, [ROOT, *HEAD_JOINTS]].any(axis=1)
     first = int(np.argmax(present))
+    if align == "framing" and motion.body is not None:
+        shown = present & _in_picture(motion.body.keypoints[:, ROOT], motion)
+        if shown.any():
+            size = body_scale(measure_lengths(driver, driver_seen))
+            first = typical_frame(driver[:, ROOT], shown, size if np.isfinite(size) else 0.0)
     if planar:
         # Sizes in pixels change with the distance: those at the start are the ones to compare.
         window = slice(first, first + max(1, round(motion.fps)))
@@ -193,6 +207,14 @@ def retarget(
     weights = np.minimum(seen, seen[:, PARENT_INDICES])
     weights[:, HEAD_JOINTS] *= head_driven
     weights[:, BELOW_NECK] *= body_driven
+    anchor = _anchor(person_seen[0], seen, body_driven, head_driven)
+    # Whose legs are not driven stands: the torso moves above a pelvis and feet that stay.
+    planted = bool(
+        align == "framing" and anchor == "neck" and person_seen[0, ANKLES].any() and not weights[:, LEGS].any()
+    )
+    if planted and _in_picture(motion.body.keypoints[:, KNEES], motion)[present].mean() > 0.5:
+        # Knees in the picture that are not seen are behind something, and so may be the hips.
+        weights[:, HIPS] = 0
     own = bone_vectors(person)
     frames = torso_frames(driver, seen[:, HIPS].max(axis=1), planar)
     vectors = fill_directions(bone_vectors(driver), seen_bones(surely_seen), frames)
@@ -222,7 +244,6 @@ def retarget(
 
     # From the shoulders down: what is held follows what it hangs on.
     blend(SHOULDERS, own[SHOULDERS])
-    anchor = _anchor(person_seen[0], seen, body_driven, head_driven)
     grounded, path = False, None
     if anchor == "neck":
         path = _path(driver[:, ROOT], person[ROOT], first, ratio, align, motion, reference, planar)
@@ -235,6 +256,8 @@ def retarget(
     elif anchor == "none":
         path = np.tile(person[ROOT], (num_frames, 1))
     blend(HIPS, held_hips(own, vectors, None if path is None else path - path[first], planar))
+    if planted:
+        vectors[:, HIPS] = planted_hips(own, vectors, planar)
     turn = torso_turn(vectors, person_frame, planar)
     blend(LEGS, rotate(yaw_between(own[HIPS], vectors[:, HIPS], planar), own[LEGS]))
     blend(ARMS, rotate(turn, own[ARMS]))
@@ -258,6 +281,8 @@ def retarget(
         goal = person[HEAD_JOINTS].mean(axis=0)
         path = _path(driver[:, HEAD_JOINTS].mean(axis=1), goal, first, ratio, align, motion, reference, planar)
         path = path - relative[:, HEAD_JOINTS].mean(axis=1)
+    if planted:
+        path = person[HIPS].mean(axis=0) - relative[:, HIPS].mean(axis=1)
     joints = relative + path[:, None]
     if grounded:
         contact, slide = foot_contact(driver, weights, body_scale(driver_lengths), motion.fps)
@@ -270,11 +295,23 @@ def retarget(
             joints[..., 1] += np.clip(lift, -reach, reach)
         joints += foot_correction(joints[:, CONTACT_JOINTS], contact, walk_ratio * slide)[:, None]
 
-    if planar:
-        keypoints = joints[..., :2] + np.array([width, height]) / 2
-    else:
+    def in_pixels(points: np.ndarray) -> np.ndarray:
+        if planar:
+            return points[..., :2] + np.array([width, height]) / 2
+        return project(points, reference.focal_length, width, height)
+
+    if not planar:
         joints[..., 2] = np.maximum(joints[..., 2], NEAREST_DEPTH)
-        keypoints = project(joints, reference.focal_length, width, height)
+    if align == "framing" and body_driven:
+        own_head = in_pixels(person[HEAD_JOINTS])
+        margin = np.linalg.norm(np.ptp(own_head, axis=0)) if reference.head is None else reference.head.radius[0]
+        counted = present & _in_picture(motion.body.keypoints[:, HEAD_JOINTS].mean(axis=1), motion)
+        head_way = in_pixels(joints[:, HEAD_JOINTS]).mean(axis=1)
+        margin = 0.7 * float(margin)
+        shift = kept_in_picture(head_way, counted, own_head.mean(axis=0), margin, width, height, not grounded)
+        scale = 1.0 if planar else joints[:, HEAD_JOINTS, 2].mean(axis=1, keepdims=True) / reference.focal_length
+        joints[..., :2] += (shift * scale)[:, None]
+    keypoints = in_pixels(joints)
     visible = present[:, None].astype(np.float32) if body_driven else np.ones((num_frames, 1), dtype=np.float32)
     confidence = np.broadcast_to(reference.body.confidence, (num_frames, NUM_JOINTS))
     if motion.body is not None:
@@ -286,6 +323,7 @@ def retarget(
         confidence = share * driver_confidence + (1 - share) * confidence
         # On its way between the driver's pose and the reference's, a hand's fingers mean nothing.
         confidence[:, FINGERS] *= np.abs(2 * share[:, FINGERS] - 1)
+        confidence = believe_before(confidence, middle=True)
     head = None
     if turned_head is not None:
         follow = head_driven and motion.head is not None
@@ -349,6 +387,11 @@ def _positions(motion: MotionSequence, planar: bool) -> np.ndarray:
         return np.concatenate([flat, np.zeros_like(flat[..., :1])], axis=-1)
     depth = np.maximum(motion.body.joints[..., 2].astype(np.float64), NEAREST_DEPTH)
     return back_project(motion.body.keypoints, depth, motion.focal_length, motion.width, motion.height)
+
+
+def _in_picture(pixels: np.ndarray, motion: MotionSequence) -> np.ndarray:
+    """Whether points `(..., 2)` are in the picture of `motion`."""
+    return ((pixels >= 0) & (pixels <= [motion.width, motion.height])).all(axis=-1)
 
 
 def _anchor(person_seen: np.ndarray, seen: np.ndarray, body_driven: bool, head_driven: bool) -> str:

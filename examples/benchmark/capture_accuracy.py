@@ -107,7 +107,7 @@ def scene_of(name: str, random: np.random.Generator, body: AvatarBody) -> tuple[
     if name == "desk":
         return camera_for(0.35, 1.25), [smooth_motion(random, body, "half_body")]
     if name == "fast":
-        return camera_for(-0.1, 2.4), [smooth_motion(random, body, "full_body", speed=3.0)]
+        return camera_for(-0.1, 2.4), [smooth_motion(random, body, "full_body", speed=1.5)]
     if name == "turning":
         return camera_for(-0.1, 2.3), [turned(smooth_motion(random, body, "full_body"), 360 * time)]
     if name == "entering":
