@@ -36,8 +36,9 @@ class Shown(Protocol):
 
 class Preview:
     """
-    Panels for every frame: the driver (where given), the skeleton over the dimmed reference (or black), the head sphere
-    over the same (where there is one) and the face crop with its weight (where there is one). Frames are drawn when they are asked for, in memory that does not grow with their number.
+    Panels for every frame: the driver (where given), the skeleton over the dimmed reference (without one over the dimmed
+    driver, else on black), the head sphere over the same (where there is one) and the face crop with its weight (where there
+    is one). Frames are drawn when they are asked for, in memory that does not grow with their number.
 
     Args:
         guidance (`MotionGuidance` or `AnimationInputs`): what is shown.
@@ -79,8 +80,7 @@ class Preview:
         self._background = None
         if reference is not None:
             picture = reference if isinstance(reference, Image.Image) else reference.image
-            picture = to_rgb(picture).resize((guidance.width, guidance.height), Image.Resampling.LANCZOS)
-            self._background = np.asarray(picture, dtype=np.float32) * REFERENCE_BRIGHTNESS
+            self._background = self._dimmed(to_rgb(picture))
         self._font = ImageFont.load_default(size=max(10, self.panel_height // 24))
 
     def __len__(self) -> int:
@@ -147,9 +147,12 @@ class Preview:
 
     def _draw(self, guidance: Any, index: int, position: int, driver: np.ndarray | None) -> Image.Image:
         panels = [] if driver is None else [(Image.fromarray(driver), f"driver {self.index[position]}")]
-        panels.append((self._over_reference(guidance.skeleton[index]), "skeleton"))
+        background = self._background
+        if background is None and driver is not None:
+            background = self._dimmed(Image.fromarray(driver))
+        panels.append((_over(background, guidance.skeleton[index]), "skeleton"))
         if guidance.sphere is not None:
-            panels.append((self._over_reference(guidance.sphere[index]), "head"))
+            panels.append((_over(background, guidance.sphere[index]), "head"))
         if guidance.face is not None:
             face = np.ascontiguousarray(guidance.face[index].transpose(1, 2, 0))
             panels.append((Image.fromarray(face), f"face {guidance.face_weight[index]:.2f}"))
@@ -169,10 +172,15 @@ class Preview:
             left += picture.width + _GAP
         return frame
 
-    def _over_reference(self, drawing: np.ndarray) -> Image.Image:
-        drawing = drawing.transpose(1, 2, 0)
-        if self._background is not None:
-            # Drawings are on black and nowhere dark, so that the brightest channel tells where they are.
-            opacity = (drawing.max(axis=-1, keepdims=True) / 100.0).clip(0, 1)
-            drawing = np.rint(drawing + (1 - opacity) * self._background).clip(0, 255).astype(np.uint8)
-        return Image.fromarray(np.ascontiguousarray(drawing))
+    def _dimmed(self, picture: Image.Image) -> np.ndarray:
+        size = (self.guidance.width, self.guidance.height)
+        return np.asarray(picture.resize(size, Image.Resampling.LANCZOS), dtype=np.float32) * REFERENCE_BRIGHTNESS
+
+
+def _over(background: np.ndarray | None, drawing: np.ndarray) -> Image.Image:
+    drawing = drawing.transpose(1, 2, 0)
+    if background is not None:
+        # Drawings are on black and nowhere dark, so that the brightest channel tells where they are.
+        opacity = (drawing.max(axis=-1, keepdims=True) / 100.0).clip(0, 1)
+        drawing = np.rint(drawing + (1 - opacity) * background).clip(0, 255).astype(np.uint8)
+    return Image.fromarray(np.ascontiguousarray(drawing))

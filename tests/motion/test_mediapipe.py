@@ -1,4 +1,5 @@
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -308,6 +309,23 @@ def test_somebody_who_comes_back_is_known_and_a_stranger_is_not():
     assert tracker.update(140, [person(100, 100, rng)]) == [1]
 
 
+def test_who_comes_out_from_behind_somebody_in_another_light_is_known_unless_others_are_as_much_alike():
+    def dressed(x, mixture):
+        histogram = np.zeros(216)
+        for colour, share in mixture.items():
+            histogram[colour : colour + 20] = np.sqrt(share / 20)
+        return replace(person(x, 0, np.random.default_rng(3)), appearance=histogram)
+
+    for other, number in ((100, 0), (0, 2)):
+        tracker = PersonTracker(fps=30)
+        for frame in range(20):
+            tracker.update(frame, [dressed(100, {0: 1.0}), dressed(900, {other: 1.0})])
+        for frame in range(20, 60):
+            tracker.update(frame, [dressed(900, {other: 1.0})])
+        found = tracker.update(60, [dressed(900, {other: 1.0}), dressed(400, {0: 0.4, 50: 0.6})])
+        assert found == [1, number]
+
+
 def test_cuts_are_noticed_and_motion_and_light_are_not():
     rng = np.random.default_rng(2)
     texture = rng.integers(0, 256, (24, 60, 3)).repeat(8, axis=0).repeat(8, axis=1).astype(np.uint8)
@@ -445,7 +463,7 @@ def test_bad_choices_are_named(capture, man):
     frames = [scene((man[i], 12)) for i in range(2)]
     for choice, message in [
         (1, "`person` is 1, but 1 person was found"),
-        ((1200, 20), r"`person` is the point \(1200, 20\), but in frame 0 people are only at"),
+        ((1200, 20), r"`person` is the point \(1200, 20\), but people were first seen at"),
         ((900, 0, 1200, 300), r"`person` is the box"),
         ("him", "`person` must be None, an index"),
     ]:

@@ -90,3 +90,11 @@ def test_errors(guidance, tmp_path):
     with pytest.raises(ValueError, match="`path` must end in one of .*, but is 'preview.txt'"):
         guidance.preview().save(tmp_path / "preview.txt")
     assert not list(tmp_path.iterdir())
+
+
+def test_without_a_reference_the_drawing_lies_over_the_dimmed_driver(guidance):
+    (picture,) = guidance[4:5].preview(driver=drivers(5)[4:]).frames
+    left = round(80 * 192 / 50) + 4
+    over = np.asarray(picture)
+    np.testing.assert_allclose(over[60, left + 64], [255, 0, 0], atol=12)
+    np.testing.assert_allclose(over[150, left + 20], 3 * [0.35 * 160], atol=2)

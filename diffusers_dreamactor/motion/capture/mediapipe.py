@@ -133,8 +133,8 @@ class MediaPipeCapture:
         Args:
             video: whatever `VideoReader` takes, or one PIL image (a reference), which gives one frame.
             fps (`float`, *optional*): resample to this rate (default: the video's own).
-            person (*optional*): whom, if there are several: an index by size, `(x, y)` pixels in the first frame that has
-                people, or a box `(x0, y0, x1, y1)`. Default: the largest over the video.
+            person (*optional*): whom, if there are several: an index by size, `(x, y)` pixels where the person is first
+                seen, or a box `(x0, y0, x1, y1)`. Default: the largest over the video.
             progress (`bool`): show progress bars.
             face_size (`int`, *optional*): also keep a picture of this many pixels of the face and as much again around it
                 (in memory), so that the face can be driven without the video.
@@ -155,7 +155,8 @@ class MediaPipeCapture:
         with Landmarkers(self.folder) as landmarkers:
             survey = self._survey(reader, landmarkers, progress)
             chosen = select_person(survey.tracker.tracks, survey.shots, person, reader.width, reader.height)
-            describe_people(survey.tracker, chosen, survey.shots, person, reader.fps)
+            argument = "reference_person" if is_image else "person"
+            describe_people(survey.tracker, chosen, survey.shots, person, reader.fps, argument)
             looks, observed = self._look_closer(reader, landmarkers, survey, chosen, progress)
         if not observed.seen.any() and all(look is None for look in looks):
             raise NoPersonError(
@@ -237,7 +238,7 @@ class MediaPipeCapture:
                     following = person is not None
                 else:
                     following = False
-                guesses = _face_guesses(frame, person, last_look, expected[index], not tracks)
+                guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others)
                 look = landmarkers.find_face(frame, guesses, lambda look: scene.face_may_be_own(look, person))  # noqa: B023
                 look, person = _agree(landmarkers, frame, look, person, last_look, scene)
                 if look is not None:
@@ -300,9 +301,12 @@ def _face_guesses(
     person: Person | None,
     last_look: FaceLook | None,
     expected: tuple[np.ndarray, float] | None,
-    nobody: bool,
+    alone: bool,
 ) -> Iterator[tuple[np.ndarray, float]]:
-    """Middles and sides of the face to try, the most likely first."""
+    """
+    Middles and sides of the face to try, the most likely first; where nothing tells where it is, and nobody else is there
+    (`alone`), the whole picture.
+    """
     if last_look is not None:
         yield last_look.middle, last_look.side
     if person is not None:
@@ -313,7 +317,7 @@ def _face_guesses(
         middle, side = expected
         yield middle, side
         yield middle, 1.8 * side
-    if nobody:
+    if alone and person is None and last_look is None and expected is None:
         height, width = frame.shape[:2]
         yield np.array([width / 2, height / 2]), max(width, height) / FACE_CROP
 

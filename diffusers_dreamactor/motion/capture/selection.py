@@ -52,26 +52,26 @@ def _pick(tracks: list[Track], person, width: int, height: int, whole: slice) ->
         raise ValueError(
             f"`person` must be None, an index, a point (x, y) or a box (x0, y0, x1, y1), but is {person!r}."
         )
-    first = min(frame for track in tracks for frame in track.detections)
-    there = {track.id: track for track in tracks if first in track.detections}
-    boxes = {number: track.detections[first].box for number, track in there.items()}
-    seen = "; ".join(f"({', '.join(f'{value:.0f}' for value in box)})" for box in boxes.values())
+    # Where each was first seen: somebody may be found later than the others.
+    starts = [next(iter(track.detections)) for track in tracks]
+    boxes = [track.detections[start].box for track, start in zip(tracks, starts)]
+    seen = "; ".join(f"({', '.join(f'{value:.0f}' for value in box)}) in frame {f}" for box, f in zip(boxes, starts))
     if len(numbers) == 4:
-        shared = {number: overlap(box, np.asarray(numbers, dtype=np.float64)) for number, box in boxes.items()}
-        number = max(shared, key=shared.get)
-        if shared[number] < 0.05:
-            raise ValueError(f"`person` is the box {numbers}, but in frame {first} people are only at {seen}.")
-        return there[number]
-    point = np.asarray(numbers, dtype=np.float64)
-    # Landmarks end at the eyes and the fingers; hair and clothes around them are the person's, too.
-    inside = {
-        number: np.linalg.norm((box[:2] + box[2:]) / 2 - point)
-        for number, box in boxes.items()
-        if (point > box[:2] - 0.3 * (box[2:] - box[:2])).all() and (point < box[2:] + 0.3 * (box[2:] - box[:2])).all()
-    }
-    if not inside:
-        raise ValueError(f"`person` is the point {numbers}, but in frame {first} people are only at {seen}.")
-    return there[min(inside, key=inside.get)]
+        fits = [overlap(box, np.asarray(numbers, dtype=np.float64)) for box in boxes]
+        inside = [fit >= 0.05 for fit in fits]
+    else:
+        point = np.asarray(numbers, dtype=np.float64)
+        # Landmarks end at the eyes and the fingers; hair and clothes around them are the person's, too.
+        reach = [0.3 * (box[2:] - box[:2]) for box in boxes]
+        inside = [bool(((point > b[:2] - r) & (point < b[2:] + r)).all()) for b, r in zip(boxes, reach)]
+        fits = [-np.linalg.norm((box[:2] + box[2:]) / 2 - point) for box in boxes]
+    if not any(inside):
+        what = "box" if len(numbers) == 4 else "point"
+        raise ValueError(f"`person` is the {what} {numbers}, but people were first seen at {seen}.")
+    # Of those there the ones seen at the start come first, then those who are nearest.
+    first = min(start for start, there in zip(starts, inside) if there)
+    there = [index for index in range(len(tracks)) if inside[index]]
+    return tracks[max(there, key=lambda index: (starts[index] == first, fits[index]))]
 
 
 def _lasting(tracks: list[Track], num_frames: int) -> list[Track]:
@@ -88,7 +88,7 @@ def select_person(
     Args:
         tracks: everybody found in the video.
         shots: stretches between cuts. A shot without the person goes on with its largest.
-        person: None for the largest, an index by size, a point or a box in the first frame with people.
+        person: None for the largest, an index by size, a point or a box where the person is first seen.
         width, height: of the picture.
 
     Raises:
@@ -114,16 +114,24 @@ def select_person(
 
 
 def describe_people(
-    tracker: PersonTracker, chosen: list[tuple[int, Person] | None], shots: list[slice], person, fps: float
+    tracker: PersonTracker,
+    chosen: list[tuple[int, Person] | None],
+    shots: list[slice],
+    person,
+    fps: float,
+    argument: str = "person",
 ) -> None:
-    """Warns of what a user should know about the people in a video: several, crossing, cuts to somebody else."""
+    """
+    Warns of what a user should know about the people in a video: several, crossing, cuts to somebody else. `argument` names
+    what chooses another one.
+    """
     num_frames = len(chosen)
     lasting = _lasting(tracker.tracks, num_frames)
     followed = {each[0] for each in chosen if each is not None}
     if len(lasting) > 1 and person is None and len(followed) == 1:
         logger.warning(
-            f"{len(lasting)} people were found; the largest is followed. Choose another with `person`: an index by size "
-            f"(0 to {len(lasting) - 1}), a point, or a box in the first frame."
+            f"{len(lasting)} people were found; the largest is followed. Choose another with `{argument}`: an index by size "
+            f"(0 to {len(lasting) - 1}), a point, or a box where it is first seen."
         )
     numbers = {track.id for track in lasting}
     crossings = [frame for frame, *pair in tracker.crossings if followed & set(pair) and set(pair) <= numbers]

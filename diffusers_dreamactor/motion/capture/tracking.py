@@ -9,6 +9,11 @@ from scipy.optimize import linear_sum_assignment
 # MediaPipe pose landmarks of the trunk and the head, which move least against the person as a whole.
 _STEADY = [0, 2, 5, 7, 8, 11, 12, 23, 24]
 _SHOULDERS_HIPS = [11, 12, 23, 24]
+# Likeness of colours (Bhattacharyya) from which somebody who comes is somebody who was there before: in general, and where all
+# others are under `_UNLIKE`.
+_SURELY_ALIKE = 0.75
+_RATHER_ALIKE = 0.55
+_UNLIKE = 0.3
 
 
 @dataclass(eq=False)
@@ -154,8 +159,14 @@ class PersonTracker:
         # Also somebody just seen elsewhere: at a low frame rate people jump further than the gate above lets them.
         gone = [track for track in self.tracks if track.last_frame < frame]
         likeness = [float(track.appearance @ person.appearance) for track in gone]
-        if likeness and max(likeness) > 0.75:
-            track = gone[int(np.argmax(likeness))]
+        best = int(np.argmax(likeness)) if likeness else -1
+        # Light and what arms hide change the colours: less likeness is enough where nobody else is nearly as much alike.
+        others = [
+            float(track.appearance @ person.appearance) for track in self.tracks if best < 0 or track is not gone[best]
+        ]
+        enough = _SURELY_ALIKE if max(others, default=0.0) > _UNLIKE else _RATHER_ALIKE
+        if likeness and likeness[best] > enough:
+            track = gone[best]
             track.velocity = np.zeros(2)
         else:
             track = Track(id=len(self.tracks))
