@@ -569,3 +569,21 @@ def test_missing_models_are_named_with_both_ways_to_get_them(monkeypatch, tmp_pa
     assert "dreamactor capture --download" in str(error.value) and "DREAMACTOR_CAPTURE_MODELS" in str(error.value)
     with pytest.raises(OSError, match="neither a folder nor a Hub repository"):
         MediaPipeCapture.from_pretrained("nobody/no-such-repository")
+
+
+@pytest.mark.parametrize("brief", [[], [14, 15]])
+def test_a_body_seen_briefly_does_not_keep_a_face_from_being_found(capture, man, monkeypatch, brief):
+    """Bodies of drawn people are found in a few frames or none, their faces in all of them."""
+    from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
+
+    frames = [np.asarray(Image.fromarray(frame).crop((60, 0, 560, 504))) for frame in man[:20]]
+    numbers = {frame[::40, ::40].tobytes(): index for index, frame in enumerate(frames)}
+    find = Landmarkers.find_people
+
+    def find_in_few(self, frame, worker=0):
+        return find(self, frame, worker) if numbers[frame[::40, ::40].tobytes()] in brief else []
+
+    monkeypatch.setattr(Landmarkers, "find_people", find_in_few)
+    monkeypatch.setattr(Landmarkers, "find_person", lambda *arguments: None)
+    motion = capture.capture(frames, fps=10, progress=False)
+    assert (motion.face.confidence >= 0.5).all()

@@ -361,7 +361,9 @@ def _agree(
         if again is not None and look.fits(again.keypoints) and scene.may_be_own(again):
             return look, again
     steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
-    if (person is None and scene.own is None) or steady:
+    # With nobody else there a face without a body is the person's, too: MediaPipe finds bodies of drawn people only now and then.
+    alone = scene.own is None or not scene.others
+    if (person is None and alone) or steady:
         return look, None
     return None, person
 
