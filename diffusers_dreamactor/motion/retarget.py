@@ -460,11 +460,11 @@ def _warn_of_differences(
             f"In frame {first} the driver shows the {'front' if line[first] > 0 else 'back'}, the reference the other side "
             f"(shoulders {line[first]:.0f} px and {own:.0f} px apart, from right to left)."
         )
-    root = result.body.keypoints[:, ROOT]
-    outside = present & ((root < 0) | (root > [result.width, result.height])).any(axis=1)
+    # A close portrait shows no neck; the head is what should not leave it.
+    outside = present & ~_in_picture(result.body.keypoints[:, HEAD_JOINTS].mean(axis=1), result)
     if outside.mean() > 0.1:
         logger.warning(
-            f"The retargeted person's neck is outside the picture in {outside.sum()} of {num_frames} frames."
+            f"The retargeted person's head is outside the picture in {outside.sum()} of {num_frames} frames."
         )
     depth = result.body.joints[present, ROOT, 2]
     if np.isfinite(depth).all() and depth.max() > SIZE_TOLERANCE * depth.min():

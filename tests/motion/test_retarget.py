@@ -535,7 +535,7 @@ def test_great_differences_are_said_with_numbers(warnings_text):
     assert any("shows the back" in message for message in warnings_text)
     warnings_text.clear()
     retarget(ADULT.film("walk", 96), still(ADULT), 640, 480, align="path")
-    assert any("neck is outside the picture in" in message for message in warnings_text)
+    assert any("head is outside the picture in" in message for message in warnings_text)
 
 
 def test_a_long_clip_takes_seconds_and_is_the_same_every_time():
