@@ -222,7 +222,9 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--align",
-        help="how the motion is fitted; default: framing, for demo the way of framing and none that shows the head most",
+        default="framing",
+        help="how the motion is fitted: framing keeps the person in the picture, path keeps the driver's exact way, first takes "
+        "turns from the driver's first frame, none leaves all where the driver has it (default: %(default)s)",
     )
     parser.add_argument("--bone-scale", type=parse_scales, help="longer or shorter bones, e.g. arm=1.2,leg=0.9")
     parser.add_argument("--no-retarget", action="store_true", help="draw the motion where the driver has it")
@@ -306,7 +308,7 @@ def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
         drive=args.drive,
         person=args.person,
         retarget=not args.no_retarget,
-        align=args.align or "framing",
+        align=args.align,
         bone_scale=args.bone_scale,
         height=height,
         width=width,
@@ -384,27 +386,6 @@ def is_avatar(path: str) -> bool:
     return any(avatar.size == picture.size and avatar.tobytes() == picture.tobytes() for avatar in avatars)
 
 
-def choose_align(pipe, picture, motion, reference_motion) -> str:
-    """Of two ways to fit a motion, the one that keeps the head in the picture in more frames: a bundled motion may be framed
-    quite otherwise than an avatar, and neither is anybody's choice."""
-    import logging
-
-    import numpy as np
-
-    shown = {}
-    # what is only tried is nothing to warn of
-    logging.disable(logging.WARNING)
-    try:
-        for align in ("framing", "none"):
-            inputs = pipe.prepare(picture, motion=motion, reference_motion=reference_motion, align=align)
-            head, size = inputs.motion.head, np.array([inputs.width, inputs.height])
-            reach = 0.6 * head.radius[:, None]
-            shown[align] = ((head.center >= reach) & (head.center <= size - reach)).all(axis=1).mean()
-    finally:
-        logging.disable(logging.NOTSET)
-    return max(shown, key=shown.get)
-
-
 def run_demo(args: argparse.Namespace) -> None:
     """`dreamactor demo`."""
     from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions, bundled_speech
@@ -424,8 +405,6 @@ def run_demo(args: argparse.Namespace) -> None:
     reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
     driver = {"audio": bundled_speech()} if args.audio else {"motion": MotionSequence.load(motions[args.motion])}
     pipe = load_pipeline(args.model, args.device)
-    if not args.audio and not args.no_retarget and args.align is None:
-        args.align = choose_align(pipe, picture, driver["motion"], reference_motion)
     generate(pipe, picture, args, reference_motion=reference_motion, **driver)
 
 

@@ -387,7 +387,7 @@ def frame_index(driver_frames: int, num_frames: int | None, extend: str | None) 
     if extend is None:
         raise ValueError(
             f"`num_frames` is {num_frames}, but the driver has {driver_frames} frames: pass at most that many, or"
-            ' `extend="hold"`, `"loop"` or `"stop"`.'
+            ' `extend="hold"`, `extend="loop"` or `extend="stop"`.'
         )
     return reflect_index(num_frames, driver_frames) if extend == "loop" else hold_index(num_frames, driver_frames)
 

@@ -137,9 +137,10 @@ def retarget(
         reference (`MotionSequence`): one frame, in pixels of the picture that is generated.
         height, width (`int`): the size of that picture.
         align (`str`): `"framing"`: as above. `"path"`: in the first frame the person stands where the reference does, and
-            from there on the driver's way is followed exactly, also out of the picture. `"first"`: frame 0 has the reference's own pose, and bones turn from it as the
-            driver's turn from their first frame (for a driver that starts much like the reference). `"none"`: the
-            person stands where the driver stands in its picture, scaled and cut to the new size, and as large.
+            from there on the driver's way is followed exactly, also out of the picture. `"first"`: frame 0 has the
+            reference's own pose, and bones turn from it as the driver's turn from their first frame (for a driver that
+            starts much like the reference). `"none"`: the person stands where the driver stands in its picture, scaled
+            and cut to the new size, and as large.
         bone_scale (`dict`, *optional*): factors by part, e.g. `{"arm": 1.2}`; the names are those of
             `skeleton.BONE_GROUPS`. "face" also scales the head's radius.
         drive (`tuple`): which of "face", "head" and "body" follow the driver. The others keep the reference's pose: the body
@@ -333,7 +334,7 @@ def retarget(
     body = BodyTrack(np.full_like(joints, np.nan) if planar else joints, keypoints, confidence * visible)
     result = MotionSequence(motion.fps, width, height, reference.focal_length, body, head, face, motion.people)
     if body_driven:
-        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present)
+        _warn_of_differences(motion, result, reference, measured, driver_lengths, ratio, present, align)
     return result
 
 
@@ -421,6 +422,7 @@ def _warn_of_differences(
     driver_lengths: np.ndarray,
     ratio: float,
     present: np.ndarray,
+    align: str,
 ) -> None:
     """Says, with numbers, where the driver fits the reference badly."""
     for group, bones in BONE_GROUPS.items():
@@ -447,7 +449,8 @@ def _warn_of_differences(
     if present.mean() < 0.9:
         logger.warning(f"The driver's person is in {present.sum()} of {num_frames} frames; the others stay empty.")
     heights = height_in_picture(motion, first), height_in_picture(reference, 0)
-    if min(heights) > 0 and not 1 / SIZE_TOLERANCE < heights[0] / heights[1] < SIZE_TOLERANCE:
+    # "framing" keeps the reference's own, however the driver is framed.
+    if align != "framing" and min(heights) > 0 and not 1 / SIZE_TOLERANCE < heights[0] / heights[1] < SIZE_TOLERANCE:
         logger.warning(
             f"The driver's visible body takes {heights[0]:.0%} of its picture's height in frame {first}, the reference's "
             f"{heights[1]:.0%}: the framings differ much."

@@ -526,6 +526,8 @@ def test_great_differences_are_said_with_numbers(warnings_text):
     assert any("thigh is 0.48 times" in message for message in warnings_text)
     warnings_text.clear()
     retarget(ADULT.film("stand", 4, zoom=0.2), still(ADULT), 640, 480)
+    assert warnings_text == []
+    retarget(ADULT.film("stand", 4, zoom=0.2), still(ADULT), 640, 480, align="path")
     assert any("17% of its picture's height" in message and "framings" in message for message in warnings_text)
     warnings_text.clear()
     back = ADULT.film("stand", 4)
