@@ -64,6 +64,9 @@ OPTIONS = {
     "num_frames": "--frames",
     "fps": "--fps",
     "extend": "--extend",
+    "mode": "--replace",
+    "background_video": "--background",
+    "mask_video": "--mask",
     "num_inference_steps": "--steps",
     "guidance_scale": "--guidance-scale",
     "reference_guidance_scale": "--reference-guidance-scale",
@@ -128,6 +131,13 @@ def build_parser() -> argparse.ArgumentParser:
         "--speech-from", type=float, default=0.0, help="seconds from which on --audio drives the face (default: 0)"
     )
     animate.add_argument("--face-video", help="another video that drives the face")
+    animate.add_argument(
+        "--replace",
+        action="store_true",
+        help="put the person into the driving video, in place of its own (Wan-Animate weights)",
+    )
+    animate.add_argument("--background", help="with --replace: another scene, a video or a picture")
+    animate.add_argument("--mask", help="with --replace: a video, white where the person goes; default: it is found")
     animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
     animate.add_argument(
         "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
@@ -222,9 +232,8 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--align",
-        default="framing",
         help="how the motion is fitted: framing keeps the person in the picture, path keeps the driver's exact way, first takes "
-        "turns from the driver's first frame, none leaves all where the driver has it (default: %(default)s)",
+        "turns from the driver's first frame, none leaves all where the driver has it (default: framing, with --replace none)",
     )
     parser.add_argument("--bone-scale", type=parse_scales, help="longer or shorter bones, e.g. arm=1.2,leg=0.9")
     parser.add_argument("--no-retarget", action="store_true", help="draw the motion where the driver has it")
@@ -348,6 +357,7 @@ def run_animate(args: argparse.Namespace) -> None:
     from diffusers_dreamactor.pictures import load_picture
 
     given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]
+    given += [args.background, args.mask]
     check_output(args.output, VIDEO_SUFFIXES, given)
     # what cannot be read is said before the model is loaded
     for path in args.reference:
@@ -357,7 +367,10 @@ def run_animate(args: argparse.Namespace) -> None:
         driver["reference_motion"] = MotionSequence.load(args.reference_motion)
     if args.driving is not None and args.driving.endswith(".safetensors"):
         driver["motion"] = MotionSequence.load(args.driving)
-    for name, path in (("video", args.driving), ("face_video", args.face_video)):
+    scene = (("background_video", args.background), ("mask_video", args.mask))
+    if args.replace:
+        driver["mode"] = "replace"
+    for name, path in (("video", args.driving), ("face_video", args.face_video), *scene):
         if path is not None and not path.endswith(".safetensors"):
             VideoReader(path)
             driver[name] = path
@@ -513,7 +526,7 @@ def name_options(message: str) -> str:
         written = OPTIONS.get(name)
         if written is None or not written.startswith("--"):
             return written or match.group()
-        return f"`{written}`" if value is None or name == "retarget" else f"`{written} {value}`"
+        return f"`{written}`" if value is None or name in ("retarget", "mode") else f"`{written} {value}`"
 
     return re.sub(r'`(\w+)(?:="?(\w+)"?)?`', option, message)
 

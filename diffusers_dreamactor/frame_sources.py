@@ -64,6 +64,8 @@ def _check_pixels(frames: np.ndarray, name: str, layout: str) -> None:
 
 def frames_in_memory(frames, name: str) -> "FramesInMemory":
     """Pictures in memory behind one face; see `VideoReader` for what is taken."""
+    if isinstance(frames, FramesInMemory):
+        return frames
     frames = [frames] if isinstance(frames, Image.Image) else frames
     if isinstance(frames, torch.Tensor):
         frames = frames.detach().cpu()

@@ -172,6 +172,11 @@ class VideoReader:
         return resampled_indices(self._source.num_frames, self._native_rate, rate)
 
     @property
+    def source(self):
+        """What the frames come from."""
+        return self._source
+
+    @property
     def fps(self) -> float:
         """Frames in a second."""
         return float(self.rate)

@@ -12,13 +12,25 @@ from diffusers.utils import logging
 from PIL import Image, ImageCms, ImageOps, UnidentifiedImageError
 
 
-__all__ = ["load_picture", "to_rgb"]
+__all__ = ["cover", "load_picture", "to_rgb"]
 
 logger = logging.get_logger(__name__)
 
 _SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
 # The brands of HEIF files with HEVC pictures (ISO/IEC 23008-12, annex B), at byte 8.
 _HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+
+
+def cover(picture: Image.Image, height: int, width: int) -> Image.Image:
+    """A picture scaled to cover a size in pixels, and cut around its middle."""
+    scale = max(width / picture.width, height / picture.height)
+    half = np.array([width, height]) / scale / 2
+    middle = np.array([picture.width, picture.height]) / 2
+    # Rounding must not push it over the edge, which Pillow declines.
+    box = (*np.maximum(middle - half, 0).tolist(), *np.minimum(middle + half, 2 * middle).tolist())
+    return picture.resize(
+        (width, height), Image.Resampling.BILINEAR if picture.mode == "F" else Image.Resampling.LANCZOS, box=box
+    )
 
 
 def to_rgb(picture: Image.Image) -> Image.Image:

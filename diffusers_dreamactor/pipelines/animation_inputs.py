@@ -15,10 +15,12 @@ from diffusers_dreamactor.frame_sources import hold_index, iterate_frames, refle
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.motion.sequence import FaceTrack, MotionSequence
 from diffusers_dreamactor.motion.tensor_file import read_arrays, write_arrays
+from diffusers_dreamactor.pictures import cover
 from diffusers_dreamactor.pipelines.conditioning import Segment
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.preview import Preview
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.processors.replacement import CellMasks
 
 
 logger = logging.get_logger(__name__)
@@ -55,7 +57,9 @@ class AnimationInputs:
         driver (`VideoReader`, *optional*): The driving video, to be looked at beside its guidance.
         sound (*optional*): What is heard with the video, as `media.VideoWriter` takes it.
         mode (`str`): `"animate"`, or `"replace"` to put the person into a scene.
-        background_video, mask_video (`VideoReader`, *optional*): The scene, and where in it (white) the person goes.
+        background_video (`VideoReader`, *optional*): The scene, a frame for each of the video; the driver when it is None.
+        mask_video (`VideoReader`, *optional*): Where in it (white) the person goes, a frame for each of the video.
+        hide_person (`bool`): Whether the scene is made black there; one that was given with its mask is as it shall be.
     """
 
     references: list[Reference]
@@ -73,6 +77,7 @@ class AnimationInputs:
     mode: str = "animate"
     background_video: VideoReader | None = None
     mask_video: VideoReader | None = None
+    hide_person: bool = False
 
     @property
     def picture(self) -> PIL.Image.Image:
@@ -119,6 +124,14 @@ class AnimationInputs:
             driver_frames = len(self.motion)
         else:
             raise ValueError("`inputs` have neither a `motion` nor a `guidance`, but one of them drives the video.")
+        if self.mode == "replace" and (self.mask_video is None or (self.shows_driver and self.driver is None)):
+            raise ValueError(
+                "`inputs` of a replacement need a `mask_video` and a scene, which is the `background_video` or the `driver`."
+            )
+        for name in ("background_video", "mask_video"):
+            video = getattr(self, name)
+            if video is not None and len(video) < len(self):
+                raise ValueError(f"`{name}` has {len(video)} frames, but the video has {len(self)}.")
         if self.index.min() < 0 or self.index.max() >= driver_frames:
             raise ValueError(
                 f"`index` spans {self.index.min()} to {self.index.max()}, but the driver has {driver_frames} frames."
@@ -169,6 +182,36 @@ class AnimationInputs:
                 guidance.face_weight = np.ones(segment.num_frames, dtype=np.float32)
             yield guidance
 
+    @property
+    def shows_driver(self) -> bool:
+        """Whether the driving video is the scene."""
+        return self.mode == "replace" and self.background_video is None
+
+    def scene(self, position: np.ndarray | None = None) -> Iterator[tuple[PIL.Image.Image, PIL.Image.Image]]:
+        """
+        The scene of a replacement and where in it (white) the person goes.
+
+        Args:
+            position (`np.ndarray`, *optional*): Which frames of the video, in any order; all when `None`.
+
+        Yields:
+            Two `PIL.Image.Image`, RGB: of the video's size where they come from the driver, else of their own.
+        """
+        position = np.arange(len(self)) if position is None else position
+        if self.background_video is None:
+            frames = (
+                cover(PIL.Image.fromarray(frame), self.height, self.width)
+                for frame in iterate_frames(self.driver, self.index[position])
+            )
+        else:
+            frames = (PIL.Image.fromarray(frame) for frame in iterate_frames(self.background_video, position))
+        for frame, mask in zip(frames, iterate_frames(self.mask_video, position)):
+            mask = PIL.Image.fromarray(mask)
+            if self.hide_person:
+                hidden = mask.convert("L").resize(frame.size, PIL.Image.Resampling.NEAREST)
+                frame.paste((0, 0, 0), mask=hidden.point(lambda grey: 255 * (grey >= 128)))
+            yield frame, mask
+
     def draw(self) -> MotionGuidance:
         """The guidance of all frames at once: to be edited, saved, or given as `guidance` later. Its memory grows with the
         length; `preview` looks at it in little."""
@@ -189,8 +232,9 @@ class AnimationInputs:
 
     def preview(self) -> Preview:
         """
-        What the model will see: the driver, the skeleton over the dimmed reference, head sphere and face side by side, drawn
-        while it is shown, in memory that does not grow with the length.
+        What the model will see: the driver, the skeleton over the dimmed reference, head sphere and face, and the scene of a
+        replacement with the person's place in it tinted, side by side, drawn while it is shown, in memory that does not grow
+        with the length.
 
         Returns:
             `Preview`: `.save("look.mp4")` (or `.gif`, or `.png` for a contact sheet), or iterate over its PIL frames.
@@ -209,6 +253,7 @@ class AnimationInputs:
         self.check()
         arrays = {"index": np.asarray(self.index)}
         values = {"fps": self.fps, "mode": self.mode, "motion_processor": dict(self.motion_processor.config)}
+        values["hide_person"] = self.hide_person
         motion = self.motion
         if self.guidance is None and self.face_video is not None and motion.face is not None:
             motion = dataclasses.replace(motion, face=self._with_crops(motion))
@@ -240,7 +285,10 @@ class AnimationInputs:
                 continue
             if video.path is not None:
                 values[name] = {"path": os.path.abspath(video.path), "fps": video.fps, "num_frames": len(video)}
-            elif name != "driver":
+            elif isinstance(video.source, CellMasks):
+                values[name] = {"fps": video.fps, "height": video.height, "width": video.width}
+                arrays[name] = video.source.cells
+            elif name != "driver" or self.shows_driver:
                 arrays[name], values[name] = np.stack(list(video)), {"fps": video.fps}
         if isinstance(self.sound, tuple):
             arrays["sound"], values["sound"] = np.asarray(self.sound[0]), self.sound[1]
@@ -285,10 +333,13 @@ class AnimationInputs:
             source = values.get(name)
             if source is None:
                 continue
-            if name == "driver" and not os.path.exists(source["path"]):
+            is_scene = values["mode"] == "replace" and values.get("background_video") is None
+            if name == "driver" and name not in arrays and not os.path.exists(source["path"]) and not is_scene:
                 logger.warning(f"The driving video {source['path']} is gone: the preview goes without it.")
                 continue
             video = arrays[name] if name in arrays else source["path"]
+            if "height" in source:
+                video = CellMasks(video, source["height"], source["width"])
             videos[name] = VideoReader(video, source["fps"], source.get("num_frames"))
         sound = (arrays["sound"], values["sound"]) if "sound" in arrays else values.get("sound")
         if isinstance(sound, str) and not os.path.exists(sound):
@@ -305,6 +356,7 @@ class AnimationInputs:
             motion_tokens=arrays.get("motion_tokens"),
             sound=sound,
             mode=values["mode"],
+            hide_person=values.get("hide_person", False),
             **videos,
         )
         inputs.check()

@@ -52,8 +52,8 @@ class DreamActorPipeline(AnimationPipeline):
     def do_classifier_free_guidance(self) -> bool:
         return self._guidance_scale > 1 or self._reference_guidance_scale is not None
 
-    def check_mode(self, mode: str, background_video, mask_video) -> None:
-        super().check_mode(mode, background_video, mask_video)
+    def check_mode(self, mode: str, video, background_video, mask_video) -> None:
+        super().check_mode(mode, video, background_video, mask_video)
         if mode == "replace":
             raise ValueError('`mode="replace"` needs Wan-Animate weights, but this pipeline has others.')
 

@@ -13,7 +13,7 @@ import transformers
 from diffusers import PipelineQuantizationConfig
 from diffusers.video_processor import VideoProcessor
 
-from diffusers_dreamactor.frame_sources import iterate_frames, reflect_index
+from diffusers_dreamactor.frame_sources import reflect_index
 from diffusers_dreamactor.loaders.wan_animate import find_repository, load_models, load_prompt_embedding
 from diffusers_dreamactor.media import VideoReader
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
@@ -127,11 +127,6 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
         pipe.register_to_config(_name_or_path=source)
         return pipe if device_map is None else pipe.to(device_map)
 
-    def check_mode(self, mode: str, background_video, mask_video) -> None:
-        super().check_mode(mode, background_video, mask_video)
-        if mode == "replace" and (background_video is None or mask_video is None):
-            raise ValueError('`mode="replace"` needs both `background_video` and `mask_video`.')
-
     def prepare_references(self, image, *args, **kwargs) -> list[Reference]:
         if isinstance(image, list | tuple) and len(image) > 1:
             raise ValueError(f"`image` has {len(image)} pictures, but Wan-Animate weights take one reference.")
@@ -226,13 +221,10 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
         mask_processor = VideoProcessor(
             vae_scale_factor=self.vae_scale_factor_spatial, do_normalize=False, do_convert_grayscale=True
         )
-        background, mask = (
-            [PIL.Image.fromarray(frame) for frame in iterate_frames(video, index)]
-            for video in (inputs.background_video, inputs.mask_video)
-        )
+        background, mask = zip(*inputs.scene(index))
         return (
-            self.video_processor.preprocess_video(background, **size),
-            mask_processor.preprocess_video(mask, **size),
+            self.video_processor.preprocess_video(list(background), **size),
+            mask_processor.preprocess_video(list(mask), **size),
         )
 
     @torch.no_grad()

@@ -23,6 +23,7 @@ from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
 from diffusers_dreamactor.processors.drawn_skeleton import looks_like_drawn_skeleton
 from diffusers_dreamactor.processors.guidance import MotionGuidance
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.processors.replacement import CellMasks, Silhouette, replacement_masks
 from diffusers_dreamactor.sound import sound_source
 from diffusers_dreamactor.speech import add_blinks, mix_by_interval
 from diffusers_dreamactor.talking_face import speak
@@ -58,7 +59,7 @@ class PreparationMixin:
         reference_person=None,
         reference_motion: MotionSequence | None = None,
         retarget: bool = True,
-        align: str = "framing",
+        align: str | None = None,
         bone_scale: dict[str, float] | float | None = None,
         height: int | None = None,
         width: int | None = None,
@@ -101,22 +102,26 @@ class PreparationMixin:
             retarget (`bool`, defaults to `True`):
                 Whether the motion is fitted to the reference's proportions and framing; otherwise it is drawn where
                 the driver has it.
-            align (`str`, defaults to `"framing"`): How it is fitted, see [`~motion.retarget.retarget`].
+            align (`str`, *optional*):
+                How it is fitted, see [`~motion.retarget.retarget`]: `"framing"` when `None`, and `"none"` in a replacement,
+                where the person stands where the driver does.
             bone_scale (`dict[str, float]` or `float`, *optional*):
                 Length factors of groups of bones, e.g. `{"arm": 1.2}`, or one for all.
             height (`int`, *optional*), width (`int`, *optional*):
-                The generation size in pixels; by default the picture's aspect at the repository's area, or the size of a
-                ready `Reference`, which cannot be another.
+                The generation size in pixels; by default the aspect of the picture (in a replacement, of the scene) at the
+                repository's area, or the size of a ready `Reference`, which cannot be another.
             num_frames (`int`, *optional*): Frames to make; the driver's when `None`.
             fps (`float`, *optional*):
                 Frames per second; the driver's when `None`, else the driver is resampled, which `guidance` cannot be.
             extend (`str`, *optional*):
                 What to do when the driver, or the `face_video`, has too few frames: `"hold"`, `"loop"` or `"stop"`.
             mode (`str`, defaults to `"animate"`):
-                `"replace"` (Wan-Animate weights) puts the person into `background_video` where `mask_video` is white.
-            background_video (as `video`, or a picture, *optional*): The scene.
+                `"replace"` (Wan-Animate weights) puts the person into a scene in place of the driver's person.
+            background_video (as `video`, or a picture, *optional*): The scene; the driving `video` when `None`.
             mask_video (as `video`, a picture, or what [`~masks.mask_frames`] takes, *optional*):
-                White where the person goes.
+                White where the person goes. When `None`, the capture cuts the driver's person out, and what is cut out
+                is grown to hold the reference's figure ([`~processors.replacement.replacement_masks`]). Unless both were
+                given, the scene is made black there, as Wan-Animate was trained.
             idle (`bool`, defaults to `True`):
                 Whether the head sways a little where nothing drives it, and the eyes blink where speech drives the face.
             speech_from (`float`, defaults to 0.0):
@@ -130,11 +135,15 @@ class PreparationMixin:
         """
         # 1. What can be said before anything is read
         self.check_driver(video, motion, guidance, audio, face_video, drive)
-        self.check_mode(mode, background_video, mask_video)
+        self.check_mode(mode, video, background_video, mask_video)
+        align = align or ("none" if mode == "replace" else "framing")
         if bone_scale is not None and not isinstance(bone_scale, dict):
             bone_scale = dict.fromkeys(BONE_GROUPS, positive_number("bone_scale", bone_scale))
         check_fit(align, bone_scale or {})
-        fitting = {"align": (align, "framing"), "bone_scale": (bone_scale or None, None)}
+        fitting = {
+            "align": (align, "none" if mode == "replace" else "framing"),
+            "bone_scale": (bone_scale or None, None),
+        }
         chosen = {"drive": (tuple(drive), PARTS), "retarget": (retarget, True), "person": (person, None)}
         for name, (value, default) in (chosen | fitting | {"fps": (fps, None)}).items():
             if guidance is not None and value != default:
@@ -172,6 +181,12 @@ class PreparationMixin:
             shown = np.linspace(0, len(driver) - 1, min(len(driver), 5)).astype(int)
             is_drawing = looks_like_drawn_skeleton(iterate_frames(driver, shown))
         need_pose = guidance is None and not is_drawing and (retarget or own_pose)
+        if mode == "replace":
+            if mask_video is None and (is_drawing or not hasattr(self.find_capture(), "segment")):
+                why = "`video` is a drawing" if is_drawing else f"{type(self.capture).__name__} cuts nobody out"
+                raise ValueError(f"`mask_video` was not given, but is needed: {why}.")
+            scene = driver if background_video is None else VideoReader(background_video)
+            height, width = self.scene_size(scene, image, height, width)
         references = self.prepare_references(image, height, width, reference_motion, reference_person, need_pose)
         height, width = references[0].height, references[0].width
         inputs = AnimationInputs(references, None, None, self.motion_processor, mode=mode)
@@ -187,7 +202,9 @@ class PreparationMixin:
         else:
             if video is not None:
                 inputs.face_video = inputs.driver = driver
-                motion = self.find_capture().capture(inputs.driver, person=person, progress=self.show_progress)
+                captured = motion = self.find_capture().capture(
+                    inputs.driver, person=person, progress=self.show_progress
+                )
                 inputs.sound = inputs.driver.path if inputs.driver.has_audio else None
             elif motion is not None:
                 motion.validate()
@@ -237,6 +254,10 @@ class PreparationMixin:
                 inputs.motion_tokens = self.mix_speech(inputs, speech_from)
 
         # 5. The scene
+        if mode == "replace":
+            inputs.hide_person = background_video is None or mask_video is None
+            if mask_video is None:
+                mask_video = self.find_masks(inputs, captured)
         for name, scene in (("background_video", background_video), ("mask_video", mask_video)):
             if scene is not None:
                 reader = VideoReader(mask_frames(scene) if name == "mask_video" else scene, fps=inputs.fps)
@@ -295,12 +316,46 @@ class PreparationMixin:
             " person, or pictures in their kind as `guidance=MotionGuidance.from_frames(skeleton=[...])`."
         )
 
-    def check_mode(self, mode: str, background_video, mask_video) -> None:
-        """Raises `ValueError` for a mode that these weights do not have, or a scene without it."""
+    def check_mode(self, mode: str, video, background_video, mask_video) -> None:
+        """Raises `ValueError` for a mode that these weights do not have, a scene without it, or no scene."""
         if mode not in MODES:
             raise ValueError(f'`mode` is {mode!r}, but has to be "animate" or "replace".')
         if mode == "animate" and (background_video is not None or mask_video is not None):
             raise ValueError('`background_video` and `mask_video` are for `mode="replace"` only.')
+        for name, given, of in (("background_video", background_video, "is"), ("mask_video", mask_video, "shows")):
+            if mode == "replace" and given is None and video is None:
+                what = "the scene" if name == "background_video" else "where the person goes"
+                raise ValueError(f'`mode="replace"` needs `{name}`, or a driving `video`, which {of} {what}.')
+
+    def scene_size(self, scene: VideoReader, image, height: int | None, width: int | None) -> tuple:
+        """The generation size in a scene: what is asked for or a ready reference has, else the scene's aspect."""
+        image = image[0] if isinstance(image, list | tuple) and image else image
+        if isinstance(image, Reference) or (height is not None and width is not None):
+            return height, width
+        height, width = (
+            None if value is None else whole_number(name, value)
+            for name, value in (("height", height), ("width", width))
+        )
+        return self.motion_processor.reference.generation_size(scene.height, scene.width, height, width)
+
+    def find_masks(self, inputs: AnimationInputs, captured: MotionSequence) -> CellMasks:
+        """
+        Where the person goes in each frame of the video: the driver's person, cut out by the capture, and the reference's
+        figure.
+
+        Args:
+            inputs (`AnimationInputs`): With the motion in the picture.
+            captured (`MotionSequence`): The driver's own motion, in its pixels.
+        """
+        capture = self.find_capture()
+        motion, reference = inputs.motion, inputs.references[0]
+        own = None
+        if reference.motion is not None:
+            own = next(capture.segment(reference.image, reference.motion, progress=False))
+        silhouette = Silhouette.measure(own, reference.motion if reference.motion is not None else motion[:1])
+        masks = capture.segment(inputs.driver, captured[: motion.num_frames], progress=self.show_progress)
+        found = replacement_masks(masks, motion, silhouette, self.vae_scale_factor_spatial)
+        return CellMasks(found.cells[inputs.index], found.height, found.width)
 
     def take_face(
         self, inputs: AnimationInputs, motion: MotionSequence | None, face_video, person, num_frames, fps, extend

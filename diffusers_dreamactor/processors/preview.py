@@ -18,6 +18,7 @@ REFERENCE_BRIGHTNESS = 0.35
 MAX_PANEL_HEIGHT = 480
 _GAP = 4
 _BACKGROUND = (32, 32, 32)
+_PERSON_TINT = (200, 40, 40)
 
 
 class Shown(Protocol):
@@ -37,8 +38,8 @@ class Shown(Protocol):
 class Preview:
     """
     Panels for every frame: the driver (where given), the skeleton over the dimmed reference (without one over the dimmed
-    driver, else on black), the head sphere over the same (where there is one) and the face crop with its weight (where there
-    is one). Frames are drawn when they are asked for, in memory that does not grow with their number.
+    driver, else on black), the head sphere over the same (where there is one), the face crop with its weight (where there is
+    one) and the scene of a replacement, tinted where the person goes. Frames are drawn when they are asked for, in memory that does not grow with their number.
 
     Args:
         guidance (`MotionGuidance` or `AnimationInputs`): what is shown.
@@ -92,10 +93,14 @@ class Preview:
     def _draw_frames(self, indices: Sequence[int]) -> Iterator[Image.Image]:
         frames = None if self.driver is None else iterate_frames(self.driver, self.index[indices])
         wanted, start = set(indices), 0
+        scene = None
+        if getattr(self.guidance, "mode", "animate") == "replace":
+            scene = self.guidance.scene(np.asarray(indices))
         for piece in self.guidance.pieces():
             for offset in range(len(piece)):
                 if start + offset in wanted:
-                    yield self._draw(piece, offset, start + offset, None if frames is None else next(frames))
+                    frame = None if frames is None else next(frames)
+                    yield self._draw(piece, offset, start + offset, frame, scene and _tinted(*next(scene)))
             start += len(piece)
 
     @property
@@ -145,7 +150,9 @@ class Preview:
             sheet.paste(picture, (index % columns * (width + _GAP), index // columns * (height + _GAP)))
         return sheet
 
-    def _draw(self, guidance: Any, index: int, position: int, driver: np.ndarray | None) -> Image.Image:
+    def _draw(
+        self, guidance: Any, index: int, position: int, driver: np.ndarray | None, scene: Image.Image | None
+    ) -> Image.Image:
         panels = [] if driver is None else [(Image.fromarray(driver), f"driver {self.index[position]}")]
         background = self._background
         if background is None and driver is not None:
@@ -156,6 +163,8 @@ class Preview:
         if guidance.face is not None:
             face = np.ascontiguousarray(guidance.face[index].transpose(1, 2, 0))
             panels.append((Image.fromarray(face), f"face {guidance.face_weight[index]:.2f}"))
+        if scene is not None:
+            panels.append((scene, "scene"))
         pictures = []
         for picture, label in panels:
             width = max(2, round(picture.width * self.panel_height / picture.height))
@@ -175,6 +184,13 @@ class Preview:
     def _dimmed(self, picture: Image.Image) -> np.ndarray:
         size = (self.guidance.width, self.guidance.height)
         return np.asarray(picture.resize(size, Image.Resampling.LANCZOS), dtype=np.float32) * REFERENCE_BRIGHTNESS
+
+
+def _tinted(scene: Image.Image, mask: Image.Image) -> Image.Image:
+    """A scene with the person's place in it red."""
+    mask = mask.convert("L").resize(scene.size, Image.Resampling.NEAREST)
+    tint = Image.blend(scene, Image.new("RGB", scene.size, _PERSON_TINT), 0.6)
+    return Image.composite(tint, scene, mask.point(lambda grey: 255 * (grey >= 128)))
 
 
 def _over(background: np.ndarray | None, drawing: np.ndarray) -> Image.Image:

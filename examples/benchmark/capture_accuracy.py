@@ -127,10 +127,10 @@ def scene_of(name: str, random: np.random.Generator, body: AvatarBody) -> tuple[
     return camera_for(0.25, 1.6), [moved(first, x=-apart), moved(second, apart, -0.35)]
 
 
-def render_scene(name: str, seed: int, body: AvatarBody) -> tuple[np.ndarray, list[MotionSequence], list[np.ndarray]]:
+def render_scene(name: str, seed: int, body: AvatarBody) -> tuple:
     """
-    Frames `(F, H, W, 3)`, everybody's true motion and which joints `(F, 62)` the picture shows of each; those that another
-    person or the desk may hide are left out.
+    Frames `(F, H, W, 3)`, everybody's true motion, which joints `(F, 62)` the picture shows of each (those that another
+    person or the desk may hide are left out), and everybody's outline `(F, H, W)`, as far as it is shown.
     """
     random = np.random.default_rng([seed, SCENES.index(name)])
     camera, motions = scene_of(name, random, body)
@@ -139,7 +139,7 @@ def render_scene(name: str, seed: int, body: AvatarBody) -> tuple[np.ndarray, li
     ]
     cameras = [camera.framed_for(people[0])] * len(people)
     order = sorted(range(len(people)), key=lambda i: -motions[i].translation[:, 1].mean())
-    video, truths, shown = None, [None] * len(people), [None] * len(people)
+    video, truths, shown, outlines = None, [None] * len(people), [None] * len(people), [None] * len(people)
     for index in order:
         frames, regions = [], []
         for start in range(0, NUM_FRAMES, 12):
@@ -153,16 +153,18 @@ def render_scene(name: str, seed: int, body: AvatarBody) -> tuple[np.ndarray, li
         video = frames if video is None else np.where(mask[..., None], frames, video)
         pixels = truth.body.keypoints.round().astype(int)
         inside = ((pixels >= 0) & (pixels < [WIDTH, HEIGHT])).all(axis=-1)
-        truths[index], shown[index] = truth, inside
+        truths[index], shown[index], outlines[index] = truth, inside, mask
         for other in order[: order.index(index)]:
             others = truths[other].body.keypoints.round().astype(int)
             across, down = others[..., 0].clip(0, WIDTH - 1), others[..., 1].clip(0, HEIGHT - 1)
+            outlines[other] = outlines[other] & ~mask
             shown[other] &= ~mask[np.arange(NUM_FRAMES)[:, None], down, across]
     if name == "desk":
         edge = int(0.74 * HEIGHT)
         video[:, edge:] = DESK
+        outlines[0][:, edge:] = False
         shown[0] &= truths[0].body.keypoints[..., 1] < edge
-    return video, truths, shown
+    return video, truths, shown, outlines
 
 
 def references(body: AvatarBody) -> tuple[MotionSequence, MotionSequence]:
@@ -247,7 +249,7 @@ def main() -> None:
     for name in arguments.scenes:
         rows = []
         for seed in range(arguments.seeds):
-            video, truths, shown = render_scene(name, seed, body)
+            video, truths, shown, _ = render_scene(name, seed, body)
             # By the place in the first frame that has the person: the largest may be the other one.
             person = None
             if len(truths) > 1:

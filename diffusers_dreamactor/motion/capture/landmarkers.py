@@ -44,7 +44,7 @@ class Hand:
 
 
 @contextmanager
-def _native_logs_off() -> Iterator[None]:
+def native_logs_off() -> Iterator[None]:
     """MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here."""
     with _stderr_lock:
         sys.stderr.flush()
@@ -100,7 +100,7 @@ class Landmarkers:
         def options(name: str) -> BaseOptions:
             return BaseOptions(model_asset_path=str(folder / name))
 
-        with _native_logs_off():
+        with native_logs_off():
             self._people = [
                 self._stack.enter_context(
                     vision.PoseLandmarker.create_from_options(
@@ -145,7 +145,7 @@ class Landmarkers:
         """A landmarker writes its last lines to the log with its first result."""
         if name in self._warm:
             return detect(*arguments)
-        with _native_logs_off():
+        with native_logs_off():
             result = detect(*arguments)
         if getattr(result, f"{name}_landmarks"):
             self._warm.add(name)

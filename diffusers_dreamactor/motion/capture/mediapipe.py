@@ -22,6 +22,7 @@ from .body_pose import PoseObservations, hand_is_plausible
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
 from .head_pose import FaceLook, head_guess
 from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Hand, Landmarkers
+from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
 from .tracking import CutDetector, Person, PersonTracker, Track, drop_duplicates
@@ -169,6 +170,25 @@ class MediaPipeCapture:
             motion.face.crops, motion.face.crop_boxes = _cut_faces(reader, motion.face.boxes, face_size, progress)
         motion.validate()
         return motion
+
+    def segment(self, video, motion: MotionSequence, progress: bool = True) -> Iterator[np.ndarray | None]:
+        """
+        Where the captured person is, frame by frame, pixel by pixel.
+
+        Args:
+            video: what was captured: whatever `VideoReader` takes, or one PIL image.
+            motion (`MotionSequence`): its motion, in pixels of the video; as many masks come as it has frames.
+            progress (`bool`): show a progress bar.
+
+        Yields:
+            `np.ndarray` of shape `(H, W)`, float32 in [0, 1], of zeros where the motion has nobody; `None` where it has
+            somebody whom the segmentation does not find.
+        """
+        reader = VideoReader([video] if isinstance(video, Image.Image) else video, num_frames=motion.num_frames)
+        bar = tqdm(reader, desc="Cutting out", unit="frame", disable=None if progress else True)
+        with PersonSegmenter(self.folder) as segmenter:
+            for index, frame in enumerate(bar):
+                yield segmenter.segment(frame, motion, index)
 
     def _survey(self, reader: VideoReader, landmarkers: Landmarkers, progress: bool) -> _Survey:
         """First look: everybody's pose in every frame, followed from frame to frame."""

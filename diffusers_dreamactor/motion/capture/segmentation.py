@@ -1,0 +1,121 @@
+"""Where in a frame the person is, pixel by pixel: MediaPipe's pose landmarker also segments."""
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ..sequence import MotionSequence
+from ..skeleton import BODY, JOINT_INDEX
+from .download import POSE_MODEL
+from .landmarkers import native_logs_off
+
+
+# The landmarker's network sees 256 pixels of the square around a person.
+_CROP_PIXELS = 384
+_MAX_PEOPLE = 3
+# How far from the drawn joints a pose may lie to be the same person's, as a share of the person's extent.
+_SAME_PERSON = 0.12
+# MediaPipe's landmarks of shoulders and hips, and our joints
+_TRUNK = tuple(
+    (landmark, JOINT_INDEX[name])
+    for landmark, name in ((12, "right_shoulder"), (11, "left_shoulder"), (24, "right_hip"), (23, "left_hip"))
+)
+
+
+class PersonSegmenter:
+    """
+    Masks of a person whose motion is known; a context manager that closes the landmarker.
+
+    Args:
+        folder (`Path`): holds `pose_landmarker_full.task`.
+    """
+
+    def __init__(self, folder: Path):
+        from mediapipe import Image as MediaPipeImage
+        from mediapipe import ImageFormat
+        from mediapipe.tasks.python import BaseOptions, vision
+
+        self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
+        options = vision.PoseLandmarkerOptions(
+            BaseOptions(model_asset_path=str(folder / POSE_MODEL)),
+            num_poses=_MAX_PEOPLE,
+            output_segmentation_masks=True,
+        )
+        with native_logs_off():
+            self._landmarker = vision.PoseLandmarker.create_from_options(options)
+        self._is_warm = False
+
+    def __enter__(self) -> "PersonSegmenter":
+        return self
+
+    def __exit__(self, *error) -> None:
+        self._landmarker.close()
+
+    def segment(self, frame: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
+        """
+        The mask of the person who is at frame `index` of `motion`, in pixels of `frame`.
+
+        Returns:
+            `np.ndarray` of shape `(H, W)`, float32 in [0, 1]; of zeros where the motion has nobody, `None` where it has
+            somebody whom the landmarker does not find.
+        """
+        height, width = frame.shape[:2]
+        mask = np.zeros((height, width), dtype=np.float32)
+        points = shown_points(motion, index)
+        if len(points) == 0:
+            return mask
+        low, high = points.min(axis=0), points.max(axis=0)
+        side = max(int(round(1.3 * (high - low).max())), 16)
+        x0, y0 = np.rint((low + high) / 2 - side / 2).astype(int)
+        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
+        if right <= left or bottom <= top:
+            return mask
+        square = np.zeros((side, side, 3), dtype=np.uint8)
+        square[top - y0 : bottom - y0, left - x0 : right - x0] = frame[top:bottom, left:right]
+        picture = np.asarray(Image.fromarray(square).resize((_CROP_PIXELS, _CROP_PIXELS), Image.Resampling.BILINEAR))
+        found = self._detect(picture)
+        best = self._same_person(found, motion, index, np.array([x0, y0]), side)
+        if best is None:
+            return None
+        soft = np.squeeze(found.segmentation_masks[best].numpy_view()).astype(np.float32)
+        soft = np.asarray(Image.fromarray(soft).resize((side, side), Image.Resampling.BILINEAR))
+        mask[top:bottom, left:right] = soft[top - y0 : bottom - y0, left - x0 : right - x0]
+        return mask.clip(0, 1)
+
+    def _detect(self, picture: np.ndarray):
+        if self._is_warm:
+            return self._landmarker.detect(self._to_image(picture))
+        with native_logs_off():
+            found = self._landmarker.detect(self._to_image(picture))
+        self._is_warm = bool(found.pose_landmarks)
+        return found
+
+    def _same_person(self, found, motion: MotionSequence, index: int, corner: np.ndarray, side: int) -> int | None:
+        """Which of the poses found is the person of `motion`: nearest to its head, shoulders and hips."""
+        best, least = None, _SAME_PERSON * side
+        for number, landmarks in enumerate(found.pose_landmarks):
+            pose = np.array([[mark.x, mark.y] for mark in landmarks]) * side + corner
+            pairs = []
+            if motion.head is not None and motion.head.confidence[index] >= 0.5:
+                pairs.append((pose[[7, 8]].mean(axis=0), motion.head.center[index]))
+            if motion.body is not None:
+                for landmark, joint in _TRUNK:
+                    if motion.body.confidence[index, joint] >= 0.5:
+                        pairs.append((pose[landmark], motion.body.keypoints[index, joint]))
+            distance = np.mean([np.linalg.norm(own - drawn) for own, drawn in pairs]) if pairs else np.inf
+            if distance < least:
+                best, least = number, distance
+        return best
+
+
+def shown_points(motion: MotionSequence, index: int) -> np.ndarray:
+    """Points `(N, 2)` in pixels that a person reaches in a frame: joints that are drawn, and around the head; none where
+    nobody is."""
+    points = []
+    if motion.body is not None:
+        points.extend(motion.body.keypoints[index, BODY][motion.body.confidence[index, BODY] >= 0.5])
+    if motion.head is not None and motion.head.confidence[index] >= 0.5:
+        center, reach = motion.head.center[index], 1.4 * motion.head.radius[index]
+        points.extend([center - reach, center + reach])
+    return np.array(points, dtype=np.float64).reshape(-1, 2)
