@@ -12,6 +12,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
 from ..processors.guidance import FORMAT_NAME, FORMAT_VERSION, MotionGuidance
+from .segments import list_segments
 
 
 CLIP_FILES = ("latents.safetensors", "guidance.safetensors", "reference_guidance.safetensors")
@@ -46,9 +47,10 @@ class PreparedClipDataset(Dataset):
 
     Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
     `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
-    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, `continued` (bool): whether the first latent is
-    given, and `seed ()` int64, of what training draws for the sample. With audio, instead of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`,
-    and `audio_window (3,)` int64: L, the frames of the clip, and the clip's frame at which the window starts.
+    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, `continued` (`bool`): whether the first latent is
+    given, and `seed` (`int`), of what training draws for the sample. With audio, instead of a face: `audio_features (L, D)`
+    of the whole clip, `features_per_frame` (`float`), and `audio_window` (three `int`): L, the frames of the clip, and the
+    clip's frame at which the window starts.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -89,6 +91,11 @@ class PreparedClipDataset(Dataset):
                     self.items.append((path, length, shape[1]))
                     self.keys.append((shape[2], shape[3], length))
                     self.weights.append(weight)
+        if not self.items and list_segments(folder):
+            raise ValueError(
+                f"`folder` {folder} holds segments, which are prepared for Wan-Animate's weights: prepare the clips with"
+                " `--model` naming the repository that is trained."
+            )
         if not self.items:
             raise ValueError(f"`folder` {folder} holds no prepared clips of at least {min(lengths)} latent frames.")
         silent = sorted({path.name for path, _, _ in self.items if not (path / AUDIO_FILE).exists()})
@@ -127,14 +134,13 @@ class PreparedClipDataset(Dataset):
             "maps": clip["maps"],
             "reference_latents": clip["reference_latents"].float(),
             "reference_maps": clip["reference_maps"],
-            "continued": torch.tensor(start > 0),
-            "seed": torch.tensor(seed),
+            "continued": start > 0,
+            "seed": seed,
         }
         if self.face == "audio":
             sample["audio_features"] = clip["audio_features"]
-            sample["features_per_frame"] = torch.tensor(clip["features_per_frame"])
-            window = (len(clip["audio_features"]), 4 * (total - 1) + 1, frames.start)
-            sample["audio_window"] = torch.tensor(window)
+            sample["features_per_frame"] = clip["features_per_frame"]
+            sample["audio_window"] = (len(clip["audio_features"]), 4 * (total - 1) + 1, frames.start)
         for name in () if self.face == "audio" else (self.face, "face_weight"):
             if clip[name] is None:
                 raise ValueError(f"{path.name} has no `{name}`, which this training reads.")
@@ -146,10 +152,10 @@ class PreparedClipDataset(Dataset):
         return sample
 
 
-def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def collate_clips(samples: list[dict]) -> dict[str, torch.Tensor | list]:
     """
     Stack samples of one size and length; of the references, as many are kept as each of them has, and shorter
-    `audio_features` are filled up with zeros (their lengths are in `audio_window`).
+    `audio_features` are filled up with zeros (their lengths are in `audio_window`). What are no tensors become lists.
     """
     count = min(sample["reference_latents"].shape[1] for sample in samples)
     batch = {}
@@ -157,9 +163,19 @@ def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
         if name == "audio_features":
             batch[name] = pad_sequence([sample[name] for sample in samples], batch_first=True)
             continue
+        if not torch.is_tensor(samples[0][name]):
+            batch[name] = [sample[name] for sample in samples]
+            continue
         values = [sample[name][:, :count] if name.startswith("reference_") else sample[name] for sample in samples]
         batch[name] = torch.stack(values)
     return batch
+
+
+def move_batch(batch: dict[str, torch.Tensor | list], device: torch.device) -> dict[str, torch.Tensor | list]:
+    """A collated batch on a device, without waiting for it; lists stay, for the host to read."""
+    return {
+        name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
 
 
 def list_prepared_clips(folder: str | Path) -> list[Path]:
