@@ -1,11 +1,12 @@
 """Plans of how a pipeline fits into the memory there is: estimated from the configs, carried out by Diffusers."""
 
 import importlib.util
+import math
 import os
 import shutil
 import tempfile
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
@@ -90,11 +91,13 @@ class MemoryPlan:
         parts += [f"{self.offload} offload"] if self.offload != "none" else []
         return ", ".join(parts + ["tiled VAE"] * self.tiling)
 
-    def load(self, **kwargs: Any) -> AnimationPipeline:
+    def load(self, place: bool = True, **kwargs: Any) -> AnimationPipeline:
         """
-        Loads the pipeline, on its device.
+        Loads the pipeline.
 
         Args:
+            place (`bool`, defaults to `True`):
+                Whether it is cast and placed by `apply`, too; `False` to load LoRAs before.
             kwargs: As for `DreamActorPipeline.from_pretrained`.
         """
         if self.quantize == "int8":
@@ -105,7 +108,7 @@ class MemoryPlan:
         if self.transformer_file is not None:
             kwargs.setdefault("transformer", self._load_transformer())
         pipe = AnimationPipeline.from_pretrained(self.source, dtype=self.dtype, **self.hub, **kwargs)
-        return self.apply(pipe)
+        return self.apply(pipe) if place else pipe
 
     def _load_transformer(self) -> DreamActorTransformer3DModel:
         with tempfile.TemporaryDirectory() as folder:
@@ -358,12 +361,18 @@ def _estimate(plan: MemoryPlan, weights: _Weights, memory: GenerationMemory) -> 
     )
 
 
+def choose_plan(plans: Iterable[MemoryPlan], memory: float, host: float = math.inf) -> MemoryPlan | None:
+    """The first of the plans that takes at most `memory` bytes of the device and `host` bytes of the main memory."""
+    return next((plan for plan in plans if plan.peak <= memory and plan.host <= host), None)
+
+
 def plan_memory(
     source: str | os.PathLike,
     height: int | None = None,
     width: int | None = None,
     num_frames: int | None = None,
     memory: float | str = "auto",
+    reserve: float = 0.0,
     **arguments: Any,
 ) -> MemoryPlan:
     """
@@ -372,6 +381,7 @@ def plan_memory(
     Args:
         source, height, width, num_frames: As for `list_memory_plans`.
         memory (`float` or `str`): GiB on the device; `"auto"`: what is free there.
+        reserve (`float`): GiB of it for what the configs do not tell, such as a LoRA.
         arguments: The others of `list_memory_plans`.
 
     Returns:
@@ -393,24 +403,29 @@ def plan_memory(
     device = arguments.get("device") or best_device()
     if memory == "auto":
         limit = free_memory(device)
+    elif isinstance(memory, str) or not memory > 0:
+        raise ValueError(f'`memory` is {memory!r}, but has to be "auto" or a number of GiB above 0.')
     else:
-        if isinstance(memory, str) or not memory > 0:
-            raise ValueError(f'`memory` is {memory!r}, but has to be "auto" or a number of GiB above 0.')
         limit = memory * GIB
+    limit -= reserve * GIB
     host = psutil.virtual_memory().available
-    plans = []
-    for plan in list_memory_plans(source, height, width, num_frames, **{**arguments, "device": device}):
-        if plan.peak <= limit and plan.host <= host:
-            return plan
-        plans.append(plan)
-    least = min(plans, key=lambda plan: (plan.host > host, plan.peak))
-    text = (
-        f"the least that `{source}` takes is {least.peak / GIB:.1f} GiB on {device} and {least.host / GIB:.1f} GiB of main"
-        f" memory ({least.name}): make the video smaller or shorter"
-    )
+    seen: list[MemoryPlan] = []
+
+    def remembered() -> Iterator[MemoryPlan]:
+        for plan in list_memory_plans(source, height, width, num_frames, **{**arguments, "device": device}):
+            seen.append(plan)
+            yield plan
+
+    plan = choose_plan(remembered(), limit, host)
+    if plan is not None:
+        return plan
+    least = min(seen, key=lambda plan: (plan.host > host, plan.peak))
+    text = f"the least that `{source}` takes is {least.peak / GIB:.1f} GiB on {device} ({least.name})"
+    if least.host:
+        text += f" with {least.host / GIB:.1f} GiB of main memory, of which {host / GIB:.1f} are free"
     if memory != "auto":
-        raise ValueError(f"`memory` is {memory:g}, but {text}.")
-    logger.warning(f"{limit / GIB:.1f} GiB are free on {device}, but {text} should it not run.")
+        raise ValueError(f"`memory` is {memory:g}, but {text}: a smaller video takes less.")
+    logger.warning(f"{limit / GIB:.1f} GiB are free on {device}, but {text}: it may not run.")
     return least
 
 
