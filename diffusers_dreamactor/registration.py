@@ -7,6 +7,7 @@ import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines import pipeline_loading_utils
 
+from diffusers_dreamactor.memory import MemoryPlan, list_memory_plans, plan_memory
 from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.condition_cache import ConditionCache
@@ -46,6 +47,7 @@ __all__ = [
     "FaceMotionProcessor",
     "HeadSphereProcessor",
     "MediaPipeCapture",
+    "MemoryPlan",
     "ModelMixin",
     "MotionGuidance",
     "MotionGuidanceProcessor",
@@ -58,6 +60,8 @@ __all__ = [
     "SchedulerMixin",
     "TalkingFace",
     "idle_motion",
+    "list_memory_plans",
+    "plan_memory",
     "retarget",
     "speak",
 ]
