@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from .appearance import part_colours
 from .download import FACE_MODEL, HAND_MODEL, POSE_MODEL
 from .head_pose import FaceLook, read_face
 from .tracking import Person, colour_histogram, drop_duplicates
@@ -165,6 +166,7 @@ class Landmarkers:
         people = [person for person in people if _is_upright_on_neck(person)]
         for person in people:
             person.appearance = colour_histogram(frame, person)
+            person.colours = part_colours(frame, person.keypoints, person.visibility)
         return people
 
     def find_people_in_picture(self, frame: np.ndarray) -> list[Person]:
@@ -276,7 +278,8 @@ def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
     return Person(
         keypoints=_points(landmarks, "xy") * size + corner,
         world=_points(world, "xyz"),
-        visibility=np.clip([landmark.visibility for landmark in landmarks], 0, 1).astype(np.float64),
+        # 0 is kept for what is not the person's.
+        visibility=np.clip([landmark.visibility for landmark in landmarks], 1e-3, 1).astype(np.float64),
     )
 
 

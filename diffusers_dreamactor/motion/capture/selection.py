@@ -118,12 +118,12 @@ def describe_people(
     chosen: list[tuple[int, Person] | None],
     shots: list[slice],
     person,
-    fps: float,
+    lost: list[int],
     argument: str = "person",
 ) -> None:
     """
-    Warns of what a user should know about the people in a video: several, crossing, cuts to somebody else. `argument` names
-    what chooses another one.
+    Warns of what a user should know about the people in a video: several, in contact, cuts to somebody else. `lost` holds the
+    frames in which parts of the person were left out since they may be another's; `argument` names what chooses another one.
     """
     num_frames = len(chosen)
     lasting = _lasting(tracker.tracks, num_frames)
@@ -134,13 +134,16 @@ def describe_people(
             f"(0 to {len(lasting) - 1}), a point, or a box where it is first seen."
         )
     numbers = {track.id for track in lasting}
-    crossings = [frame for frame, *pair in tracker.crossings if followed & set(pair) and set(pair) <= numbers]
-    if crossings:
-        mask = np.zeros(num_frames, dtype=bool)
-        mask[crossings] = True
+    mask = np.zeros(num_frames, dtype=bool)
+    mask[[frame for frame, *pair in tracker.overlaps if followed & set(pair) and set(pair) <= numbers]] = True
+    left_out = np.zeros(num_frames, dtype=bool)
+    left_out[lost] = True
+    if (mask | left_out).any():
+        first, last = np.flatnonzero(mask | left_out)[[0, -1]]
+        parts = f", and what is not surely its own is left out in {frame_ranges(left_out)}" if left_out.any() else ""
         logger.warning(
-            f"People overlap or cross from {frame_ranges(mask)}; the person followed is told apart by place, motion and "
-            "colours. Check the preview there."
+            f"People overlap or cross in frames {first}-{last}; the person followed is told apart by place, motion and "
+            f"colours{parts}. Check the preview there."
         )
     if len(shots) > 1:
         cuts = [shot.start for shot in shots[1:]]
