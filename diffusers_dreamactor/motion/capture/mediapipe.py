@@ -237,7 +237,9 @@ class MediaPipeCapture:
                     last_look = None
                 if index - person_frame > _SEARCH_SECONDS * reader.fps:
                     last_person = None
-                scene = _Scene(own, contact, [t.detections[index] for t in tracks if t is not own and index in t.detections])
+                scene = _Scene(
+                    own, contact, [t.detections[index] for t in tracks if t is not own and index in t.detections]
+                )
                 person = None if chosen[index] is None else chosen[index][1]
                 if person is None and last_person is not None:
                     person = landmarkers.follow(frame, last_person, None if following else last_frame)
@@ -249,7 +251,7 @@ class MediaPipeCapture:
                 guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
                 look = landmarkers.find_face(frame, guesses, lambda look: scene.face_may_be_own(look, person))  # noqa: B023
                 look, person = _agree(landmarkers, frame, look, person, last_look, scene)
-                if contact.parts_lost:
+                if contact.parts_lost or (contact.doubtful and person is None):
                     lost.append(index)
                 if look is not None:
                     looks[index], last_look, look_frame = look, look, index
@@ -351,8 +353,9 @@ class _Scene:
 
     def face_may_be_own(self, look: FaceLook, person: Person | None) -> bool:
         """Whether a face is not that of somebody else."""
-        if self.contact.is_own_head(look.middle, look.side) is False:
-            return False
+        own_head = self.contact.is_own_head(look.middle, look.side)
+        if own_head is not None:
+            return own_head
         theirs = min((look.pose_error(other.keypoints) for other in self.others), default=np.inf)
         ours = 0.8 if person is None else look.pose_error(person.keypoints)
         return theirs >= ours
@@ -382,6 +385,7 @@ def _agree(
         # Its head was taken for another's; the face is where the head was followed to.
         return look, person
     steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
+    steady = steady or bool(scene.contact.is_own_head(look.middle, look.side))
     # With nobody else there a face without a body is the person's, too: MediaPipe finds bodies of drawn people only now and then.
     alone = scene.own is None or not scene.others
     if (person is None and alone) or steady:
