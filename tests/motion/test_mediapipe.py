@@ -3,7 +3,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy.spatial.transform import Rotation
 
 from diffusers_dreamactor.media import VideoReader
@@ -700,3 +700,60 @@ def test_in_a_hug_body_head_and_face_stay_one_persons(capture, media, warned):
         assert (motion.head.confidence >= 0.5).mean() > 0.8
         said = [record.getMessage() for record in warned.records if "People overlap or cross" in record.getMessage()]
         assert len(said) == 1 and "is left out in frames" in said[0]
+
+
+# Nobody
+
+
+def chart() -> np.ndarray:
+    picture = Image.new("RGB", (640, 480), "white")
+    draw = ImageDraw.Draw(picture)
+    for index, height in enumerate((120, 260, 180, 340, 90)):
+        draw.rectangle(
+            [90 + 100 * index, 430 - height, 150 + 100 * index, 430], fill=(40 * index, 90, 220 - 40 * index)
+        )
+    draw.ellipse([430, 20, 560, 150], fill=(240, 200, 40), outline="black")
+    return np.asarray(picture)
+
+
+def test_hands_a_headless_torso_and_a_chart_are_nobody(capture, media):
+    turns = list(VideoReader(media / "drivers" / "fashion_turns.mp4"))
+    sitting = list(VideoReader(media / "drivers" / "sitting.mp4"))[48:60:2]
+    elf = np.asarray(Image.open(media / "reference_elf.jpeg").convert("RGB"))
+    nobody = {
+        "headless, standing": [frame[190:] for frame in turns[:12:2]],
+        "headless, arms up": [frame[190:] for frame in turns[-12::2]],
+        "hands in a lap": [frame[760:1100, 200:560] for frame in sitting],
+        "one hand": [elf[380:580, 1000:1200]],
+        "chart": [chart()] * 6,
+    }
+    for what, frames in nobody.items():
+        with pytest.raises(ValueError, match="shows no person"):
+            capture.capture(frames if len(frames) > 1 else Image.fromarray(frames[0]), progress=False)
+            pytest.fail(what)
+
+
+def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, monkeypatch):
+    """The mirrored picture has to give the face as well; and one frame of many is no person."""
+    from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
+
+    frames = [np.full((256, 256, 3), 90 + index, np.uint8) for index in range(12)]
+    frames[5] = next(iter(VideoReader(media / "drivers" / "cartoon_woman.gif")))
+    with pytest.raises(ValueError, match="shows no person"):
+        capture.capture(frames, fps=12, progress=False)
+    find = Landmarkers._look_at_face
+
+    def see_one_side(self, frame, middle, side):
+        return None if frame.strides[1] < 0 else find(self, frame, middle, side)
+
+    woman = list(VideoReader(media / "drivers" / "cartoon_woman.gif"))[:8]
+    assert (capture.capture(woman, progress=False).face.confidence >= 0.5).all()
+    monkeypatch.setattr(Landmarkers, "_look_at_face", see_one_side)
+    with pytest.raises(ValueError, match="shows no person"):
+        capture.capture(woman, progress=False)
+
+
+def test_somebody_without_a_face_and_a_painting_are_people(capture, media):
+    for name in ("reference_full_body.png", "reference_painting_arms.jpg"):
+        motion = capture.capture(Image.open(media / "drivers" / name).convert("RGB"), progress=False)
+        assert (motion.body.confidence[0, [1, 2, 5]] >= 0.5).all()

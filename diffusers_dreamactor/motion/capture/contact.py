@@ -48,9 +48,14 @@ class Contact:
         seen apart from the others.
         """
         self.doubtful = self.parts_lost = False
-        pairs = [] if self.own is None else [pair for pair in self._near.get(index, ()) if self.own.id in pair]
-        self._others = [self._tracks[sum(pair) - self.own.id] for pair in sorted(pairs)]
-        people = [self.own, *self._others] if pairs else []
+        near = (
+            set()
+            if self.own is None
+            else {n for pair in self._near.get(index, ()) if self.own.id in pair for n in pair}
+        )
+        # Those who turned out to be no people have no track here.
+        self._others = [self._tracks[number] for number in sorted(near & set(self._tracks)) if number != self.own.id]
+        people = [self.own, *self._others] if self._others else []
         seen = [track.detections[index] for track in people if index in track.detections]
         apart = len(seen) == len(people) and all(overlap(seen[0].box, other.box) == 0 for other in seen[1:])
         if apart:

@@ -47,6 +47,11 @@ class _Survey:
     cuts: list[int] = field(default_factory=list)
 
     @property
+    def tracks(self) -> list[Track]:
+        """Everybody found, without what only looks like a person to the pose landmarker."""
+        return [track for track in self.tracker.tracks if track.confirmed]
+
+    @property
     def shots(self) -> list[slice]:
         edges = [0, *self.cuts, self.num_frames]
         return [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:])]
@@ -155,11 +160,11 @@ class MediaPipeCapture:
         what = "picture" if is_image else "video"
         with Landmarkers(self.folder) as landmarkers:
             survey = self._survey(reader, landmarkers, progress)
-            chosen = select_person(survey.tracker.tracks, survey.shots, person, reader.width, reader.height)
+            chosen = select_person(survey.tracks, survey.shots, person, reader.width, reader.height)
             looks, observed, lost = self._look_closer(reader, landmarkers, survey, chosen, progress)
         argument = "reference_person" if is_image else "person"
-        describe_people(survey.tracker, chosen, survey.shots, person, lost, argument)
-        if not observed.seen.any() and all(look is None for look in looks):
+        describe_people(survey.tracks, survey.tracker.overlaps, chosen, survey.shots, person, lost, argument)
+        if not observed.seen.any() and sum(look is not None for look in looks) < min(4, survey.num_frames):
             raise NoPersonError(
                 f"`{'image' if is_image else 'video'}` shows no person: neither a body nor a face was found in "
                 f"{'the picture' if is_image else f'any of its {survey.num_frames} frames'}."
@@ -184,7 +189,14 @@ class MediaPipeCapture:
                 cut = cuts.update(frame)
                 if cut:
                     survey.cuts.append(survey.num_frames)
-                survey.tracker.update(survey.num_frames, drop_duplicates(found.result()), cut)
+                index = survey.num_frames
+                people = drop_duplicates(found.result())
+                for number, person in zip(survey.tracker.update(index, people, cut), people):
+                    track = survey.tracker.tracks[number]
+                    tries = len(track.detections)
+                    # Now and then until it is sure: somebody may come in headless, or be hidden at first.
+                    if not track.confirmed and (tries & (tries - 1) == 0 or tries % 64 == 0):
+                        track.confirmed = landmarkers.confirms_person(frame, person, index % PEOPLE_WORKERS)
                 survey.num_frames += 1
                 bar.update()
 
@@ -217,7 +229,7 @@ class MediaPipeCapture:
         observed = PoseObservations.empty(survey.num_frames)
         looks: list[FaceLook | None] = [None] * survey.num_frames
         expected = _expected_heads(chosen, survey.shots, reader.fps)
-        tracks = survey.tracker.tracks
+        tracks = survey.tracks
         starts = {shot.start: shot for shot in survey.shots}
         last_look, look_frame = None, -1
         last_person, last_frame, person_frame = None, None, -1
@@ -230,7 +242,7 @@ class MediaPipeCapture:
                 if index in starts:
                     last_look = last_person = None
                     numbers = {each[0] for each in chosen[starts[index]] if each is not None}
-                    own = tracks[numbers.pop()] if numbers else None
+                    own = survey.tracker.tracks[numbers.pop()] if numbers else None
                     contact = Contact(own, tracks, survey.tracker.near)
                 contact.next_frame(frame, index)
                 if index - look_frame > _SEARCH_SECONDS * reader.fps:
@@ -249,7 +261,15 @@ class MediaPipeCapture:
                     following = False
                 person = None if person is None else contact.own_parts(frame, person)
                 guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
-                look = landmarkers.find_face(frame, guesses, lambda look: scene.face_may_be_own(look, person))  # noqa: B023
+
+                def accept(look: FaceLook) -> bool:
+                    # A face where there is no body, and was none before, has nothing but itself to show that it is one.
+                    known = person is not None or last_look is not None  # noqa: B023
+                    return scene.face_may_be_own(look, person) and (  # noqa: B023
+                        known or landmarkers.confirms_face(frame, look)  # noqa: B023
+                    )
+
+                look = landmarkers.find_face(frame, guesses, accept)
                 look, person = _agree(landmarkers, frame, look, person, last_look, scene)
                 if contact.parts_lost or (contact.doubtful and person is None):
                     lost.append(index)

@@ -5,7 +5,7 @@ from numbers import Integral, Real
 import numpy as np
 from diffusers.utils import logging
 
-from .tracking import Person, PersonTracker, Track, overlap
+from .tracking import Person, Track, overlap
 
 
 class NoPersonError(ValueError):
@@ -114,7 +114,8 @@ def select_person(
 
 
 def describe_people(
-    tracker: PersonTracker,
+    tracks: list[Track],
+    overlaps: list[tuple[int, int, int]],
     chosen: list[tuple[int, Person] | None],
     shots: list[slice],
     person,
@@ -122,11 +123,11 @@ def describe_people(
     argument: str = "person",
 ) -> None:
     """
-    Warns of what a user should know about the people in a video: several, in contact, cuts to somebody else. `lost` holds the
-    frames in which parts of the person were left out since they may be another's; `argument` names what chooses another one.
+    Warns of what a user should know about the people in a video: several, in contact, cuts to somebody else. `overlaps` is
+    `PersonTracker`'s; `lost` holds the frames in which parts of the person were left out since they may be another's; `argument` names what chooses another one.
     """
     num_frames = len(chosen)
-    lasting = _lasting(tracker.tracks, num_frames)
+    lasting = _lasting(tracks, num_frames)
     followed = {each[0] for each in chosen if each is not None}
     if len(lasting) > 1 and person is None and len(followed) == 1:
         logger.warning(
@@ -135,7 +136,7 @@ def describe_people(
         )
     numbers = {track.id for track in lasting}
     mask = np.zeros(num_frames, dtype=bool)
-    mask[[frame for frame, *pair in tracker.overlaps if followed & set(pair) and set(pair) <= numbers]] = True
+    mask[[frame for frame, *pair in overlaps if followed & set(pair) and set(pair) <= numbers]] = True
     left_out = np.zeros(num_frames, dtype=bool)
     left_out[lost] = True
     if (mask | left_out).any():

@@ -98,7 +98,10 @@ def drop_duplicates(people: list[Person]) -> list[Person]:
 
 @dataclass(eq=False)
 class Track:
-    """One person over time: `detections` by frame number, and what the trunk (`appearance`) and all parts look like."""
+    """
+    One person over time: `detections` by frame number, what the trunk (`appearance`) and all parts (`wardrobe`) look like, and
+    whether it is `confirmed` that this is a person.
+    """
 
     id: int
     detections: dict[int, Person] = field(default_factory=dict)
@@ -106,6 +109,7 @@ class Track:
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     contested_until: int = -1
+    confirmed: bool = False
 
     @property
     def last_frame(self) -> int:
@@ -205,7 +209,7 @@ class PersonTracker:
         return track.id
 
     def _note_overlaps(self, frame: int, people: list[Person], numbers: list[int]) -> None:
-        seen = {number: person for number, person in zip(numbers, people)}
+        seen = dict(zip(numbers, people))
         # Somebody just lost may be hidden behind another: the last box stands in.
         there = {track.id: track for track in [*self._active, *self._hidden]}
         boxes = {number: track.detections[track.last_frame].box for number, track in there.items()}
