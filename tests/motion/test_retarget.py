@@ -608,3 +608,32 @@ def test_a_real_talking_head_starts_on_a_real_reference(media, capture_models, n
     away = np.linalg.norm(result.body.keypoints - reference.body.keypoints, axis=-1)
     seen = reference.body.confidence[0] >= 0.5
     assert away[:, [joint for joint in HIPS + LEGS if seen[joint]] or [NECK]].max() < 0.1 * shoulders
+
+
+def test_who_sits_sits_on_the_ground_of_a_standing_reference():
+    """The neck is not put where the standing reference's is, legs in the air; camera shake does not move the pelvis."""
+    driver = ADULT.film("stand", 60, "full_body", cut=False)
+    joints = driver.body.joints.astype(np.float64)
+    # Knees bent before the trunk, feet near the hips: as on the ground, seen by a camera that sways.
+    for side in ("right", "left"):
+        hip, knee, ankle, toe = (JOINT_INDEX[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "toe"))
+        thigh = np.linalg.norm(joints[:, knee] - joints[:, hip], axis=-1, keepdims=True)
+        shin = np.linalg.norm(joints[:, ankle] - joints[:, knee], axis=-1, keepdims=True)
+        step = joints[:, toe] - joints[:, ankle]
+        joints[:, knee] = joints[:, hip] + thigh * np.array([0.0, -0.6, -0.8])
+        joints[:, ankle] = joints[:, knee] + shin * np.array([0.0, 0.8, -0.6])
+        joints[:, toe] = joints[:, ankle] + step
+    joints += np.sin(np.arange(60) / 9)[:, None, None] * np.array([0.08, 0.05, 0.0])
+    driver.body.joints = joints.astype(np.float32)
+    driver.body.keypoints = project(joints, driver.focal_length, driver.width, driver.height)
+    reference = still(CHILD)
+    result = retarget(driver, reference, reference.height, reference.width)
+    ankles = [JOINT_INDEX["right_ankle"], JOINT_INDEX["left_ankle"]]
+    ground = reference.body.joints[0, ankles, 1].max()
+    lowest = result.body.joints[:, [*HIPS, *ankles], 1].max(axis=1)
+    size = np.linalg.norm(reference.body.joints[0, HIPS].mean(axis=0) - reference.body.joints[0, JOINT_INDEX["neck"]])
+    np.testing.assert_allclose(lowest, ground, atol=0.05 * size)
+    assert np.ptp(result.body.joints[:, HIPS].mean(axis=1), axis=0).max() < 1e-3
+    # Who stands still stands.
+    standing = retarget(ADULT.film("stand", 20, "full_body", cut=False), reference, reference.height, reference.width)
+    np.testing.assert_allclose(standing.body.joints[:, ankles, 1].max(axis=1), ground, atol=0.05 * size)
