@@ -8,6 +8,8 @@ from .bone_lengths import (
     body_scale,
     bone_vectors,
     complete_lengths,
+    describe_sources,
+    length_sources,
     measure_lengths,
     scale_offsets,
     seen_bones,
@@ -170,6 +172,7 @@ def retarget(
     person, person_seen = _positions(reference, planar), reference.body.confidence >= 0.5
     measured = measure_lengths(person, person_seen)
     lengths = complete_lengths(measured)
+    logger.info(f"Bones of the reference {describe_sources(length_sources(measured))}.")
     person = complete_pose(person[0], person_seen[0], lengths, planar)
     person_frame = torso_frames(person[None], np.ones(1), planar)[0]
 
