@@ -1,4 +1,7 @@
 import logging
+import re
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -757,3 +760,17 @@ def test_somebody_without_a_face_and_a_painting_are_people(capture, media):
     for name in ("reference_full_body.png", "reference_painting_arms.jpg"):
         motion = capture.capture(Image.open(media / "drivers" / name).convert("RGB"), progress=False)
         assert (motion.body.confidence[0, [1, 2, 5]] >= 0.5).all()
+
+
+def test_nothing_of_mediapipe_reaches_stderr(capture_models, media, tmp_path):
+    """From a process's first use on, also where a landmarker gives its first result late."""
+    code = (
+        "import sys; from diffusers_dreamactor.media import VideoReader\n"
+        "from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture\n"
+        "frames = list(VideoReader(sys.argv[1]))\n"
+        "MediaPipeCapture.from_pretrained(sys.argv[2]).capture(frames[18:40:3], fps=8, progress=False)\n"
+    )
+    command = [sys.executable, "-c", code, str(media / "drivers" / "cartoon_woman.gif"), str(capture_models)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    lines = [line for line in done.stderr.splitlines() if re.match(r"[IWEF]\d{4} |WARNING: All log|INFO: ", line)]
+    assert lines == []

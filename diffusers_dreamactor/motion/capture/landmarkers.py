@@ -3,8 +3,8 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +31,6 @@ _MIRROR = [0, 4, 5, 6, 1, 2, 3, 8, 7, 10, 9, *(index + 1 if index % 2 else index
 _MIRROR_ERROR = 0.25
 _MIRROR_FACE_ERROR = 0.1
 _NARROWEST_SHOULDERS = 0.3
-_stderr_lock = threading.Lock()
 
 
 @dataclass
@@ -52,20 +51,34 @@ class Hand:
     score: float
 
 
-@contextmanager
-def _native_logs_off() -> Iterator[None]:
-    """MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here."""
-    with _stderr_lock:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(silent, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(silent)
+class _NativeLogsOff:
+    """
+    MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here. Several threads
+    may be in here at the same time.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _kept = -1
+
+    def __enter__(self) -> None:
+        cls = type(self)
+        with cls._lock:
+            if cls._inside == 0:
+                sys.stderr.flush()
+                cls._kept = os.dup(2)
+                silent = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(silent, 2)
+                os.close(silent)
+            cls._inside += 1
+
+    def __exit__(self, *error) -> None:
+        cls = type(self)
+        with cls._lock:
+            cls._inside -= 1
+            if cls._inside == 0:
+                os.dup2(cls._kept, 2)
+                os.close(cls._kept)
 
 
 def _crop(frame: np.ndarray, middle: np.ndarray, side: float) -> tuple[np.ndarray, float, float, float]:
@@ -102,14 +115,14 @@ class Landmarkers:
         from mediapipe.tasks.python import BaseOptions, vision
 
         self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
-        self._warm: set[str] = set()
+        self._warm: set = set()
         self._clock = 0
         self._stack = ExitStack()
 
         def options(name: str) -> BaseOptions:
             return BaseOptions(model_asset_path=str(folder / name))
 
-        with _native_logs_off():
+        with _NativeLogsOff():
             self._people = [
                 self._stack.enter_context(
                     vision.PoseLandmarker.create_from_options(
@@ -150,14 +163,16 @@ class Landmarkers:
     def __exit__(self, *error) -> None:
         self._stack.close()
 
-    def _detect(self, name: str, detect: Callable, *arguments):
-        """A landmarker writes its last lines to the log with its first result."""
-        if name in self._warm:
+    def _detect(self, detect: Callable, *arguments):
+        """What a landmarker's `detect` gives; its last lines go to the log with its first result."""
+        landmarker = detect.__self__
+        if landmarker in self._warm:
             return detect(*arguments)
-        with _native_logs_off():
+        with _NativeLogsOff():
             result = detect(*arguments)
-        if getattr(result, f"{name}_landmarks"):
-            self._warm.add(name)
+        landmarks = next(value for name, value in vars(result).items() if name.endswith("_landmarks"))
+        if landmarks:
+            self._warm.add(landmarker)
         return result
 
     def find_people(self, frame: np.ndarray, worker: int = 0) -> list[Person]:
@@ -165,7 +180,7 @@ class Landmarkers:
         Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out. Calls for
         different workers, under `PEOPLE_WORKERS`, may run at the same time.
         """
-        result = self._detect("pose", self._people[worker].detect, self._to_image(frame))
+        result = self._detect(self._people[worker].detect, self._to_image(frame))
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
         people = [
             _person(landmarks, world, size, np.zeros(2))
@@ -197,7 +212,7 @@ class Landmarkers:
     def find_person(self, frame: np.ndarray, middle: np.ndarray, side: float) -> Person | None:
         """The person in a square around `middle`, all in pixels of the frame."""
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._person.detect(self._to_image(crop))
+        result = self._detect(self._person.detect, self._to_image(crop))
         if not result.pose_landmarks:
             return None
         person = _person(
@@ -226,7 +241,7 @@ class Landmarkers:
         x0, y0, x1, y1 = person.box
         middle = np.array([width - (x0 + x1) / 2, (y0 + y1) / 2])
         crop, x0, y0, side = _crop(frame[:, ::-1], middle, 1.35 * max(x1 - x0, y1 - y0))
-        result = self._detect("pose", self._people[worker].detect, self._to_image(crop))
+        result = self._detect(self._people[worker].detect, self._to_image(crop))
         for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks):
             mirrored = _person(landmarks, world, np.array([side, side]), np.array([x0, y0]))
             keypoints = mirrored.keypoints[_MIRROR]
@@ -266,7 +281,7 @@ class Landmarkers:
             masked = np.zeros_like(picture)
             masked[top:bottom, left:right] = picture[top:bottom, left:right]
             self._clock += 33
-            result = self._detect("pose", self._followed.detect_for_video, self._to_image(masked), self._clock)
+            result = self._detect(self._followed.detect_for_video, self._to_image(masked), self._clock)
         found = [
             _person(landmarks, world, size, np.zeros(2))
             for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
@@ -294,7 +309,7 @@ class Landmarkers:
 
     def _look_at_face(self, frame: np.ndarray, middle: np.ndarray, side: float) -> FaceLook | None:
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._detect("face", self._face.detect, self._to_image(crop))
+        result = self._detect(self._face.detect, self._to_image(crop))
         if not result.face_landmarks:
             return None
         # The first of MediaPipe's 52 is "_neutral"; ARKit's last, "tongueOut", it does not give.
@@ -311,7 +326,7 @@ class Landmarkers:
     def find_hands(self, frame: np.ndarray, middle: np.ndarray, side: float) -> list[Hand]:
         """Up to two hands in a square around `middle`, in pixels of the frame."""
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._detect("hand", self._hands.detect, self._to_image(crop))
+        result = self._detect(self._hands.detect, self._to_image(crop))
         return [
             Hand(
                 keypoints=_points(landmarks, "xy") * side + np.array([x0, y0]),
