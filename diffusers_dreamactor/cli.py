@@ -552,6 +552,7 @@ def run_capture(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from diffusers_dreamactor.media import VideoReader
+    from diffusers_dreamactor.motion.bone_lengths import describe_sources, length_sources, measure_lengths
     from diffusers_dreamactor.motion.capture.download import download_capture_models
     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
     from diffusers_dreamactor.motion.retarget import resize_motion
@@ -572,6 +573,9 @@ def run_capture(args: argparse.Namespace) -> None:
     motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
     motion.save(args.output)
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
+    if motion.body is not None:
+        measured = measure_lengths(motion.body.joints, motion.body.confidence >= 0.5)
+        print(f"dreamactor: bones {describe_sources(length_sources(measured))}")
     if args.preview:
         preview = Path(args.output).with_suffix(".preview.mp4")
         # drawn as large as it is shown: at the size of the video it may not fit into memory

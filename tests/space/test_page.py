@@ -198,7 +198,8 @@ def test_a_link_to_the_settings(visitor, app):
     page = visitor.page
     page.get_by_text("Settings", exact=True).first.click()
     page.get_by_label("Seed").fill("77")
-    page.get_by_label("Seed").press("Tab")
+    page.get_by_label("Seed").press("Enter")
+    page.wait_for_timeout(500)
     page.get_by_role("button", name="Link to these settings").click()
     link = page.locator("#link textarea, #link input").first
     for _ in range(100):

@@ -8,7 +8,7 @@ from PIL import Image
 from ..sequence import MotionSequence
 from ..skeleton import BODY, JOINT_INDEX
 from .download import POSE_MODEL
-from .landmarkers import native_logs_off
+from .landmarkers import NativeLogsOff
 
 
 # The landmarker's network sees 256 pixels of the square around a person.
@@ -42,7 +42,7 @@ class PersonSegmenter:
             num_poses=_MAX_PEOPLE,
             output_segmentation_masks=True,
         )
-        with native_logs_off():
+        with NativeLogsOff():
             self._landmarker = vision.PoseLandmarker.create_from_options(options)
         self._is_warm = False
 
@@ -86,7 +86,7 @@ class PersonSegmenter:
     def _detect(self, picture: np.ndarray):
         if self._is_warm:
             return self._landmarker.detect(self._to_image(picture))
-        with native_logs_off():
+        with NativeLogsOff():
             found = self._landmarker.detect(self._to_image(picture))
         self._is_warm = bool(found.pose_landmarks)
         return found
