@@ -37,7 +37,7 @@ def main() -> None:
         "--face_attention_interval", type=int, default=1, help="every so many blocks have a face attention"
     )
     parser.add_argument("--patch_size", type=int, default=2)
-    # the defaults make of a capture's face boxes what make_dataset.py renders (avatar_clip.CROP_SCALE and CROP_SHIFT)
+    # the defaults make of a capture's face boxes what make_dataset.py renders (avatar_view.CROP_SCALE and CROP_SHIFT)
     parser.add_argument("--face_scale", type=float, default=1.47, help="side of face crops, in sides of the face box")
     parser.add_argument("--face_shift", type=float, default=0.26, help="how far face crops are moved up")
     parser.add_argument("--pose_channels", type=int, default=64)
