@@ -40,7 +40,7 @@ class Avatar:
             elif name.startswith(("upperleg", "lowerleg", "foot", "toe")):
                 groups[index] = 2
         self.vertex_group = groups[body.dominant_bone]
-        self._landmarks = _landmark_vertices(body)
+        self.landmarks = _landmark_vertices(body)
 
     def pose(self, motion: AvatarMotion, frames: slice = slice(None)) -> PosedAvatar:
         """The person in the poses of some frames of a motion."""
@@ -62,13 +62,13 @@ class PosedAvatar:
 
     def head_center(self) -> np.ndarray:
         """Middle of the head `(F, 3)` in the world."""
-        ears = self.vertices[:, [self.avatar._landmarks["left_ear"], self.avatar._landmarks["right_ear"]]].mean(axis=1)
+        ears = self.vertices[:, [self.avatar.landmarks["left_ear"], self.avatar.landmarks["right_ear"]]].mean(axis=1)
         head = self.avatar.body.bone_index["head"]
         return ears + self.rotations[:, head] @ np.array([0.0, -0.035, 0.01], dtype=np.float32)
 
     def motion(self, camera: Camera) -> MotionSequence:
         """What a perfect capture would say of the clip; face boxes, no crops."""
-        names, landmarks, body = self.avatar.body.bone_index, self.avatar._landmarks, self.avatar.body
+        names, landmarks, body = self.avatar.body.bone_index, self.avatar.landmarks, self.avatar.body
         joints = np.zeros((len(self.vertices), NUM_JOINTS, 3), dtype=np.float32)
 
         def put(joint, position):
