@@ -49,16 +49,17 @@ def rasterize_frames(
         Triangles `(F, height, width)` int64 and barycentric weights `(F, height, width, 3)` float32.
     """
     num_frames, device = len(points), points.device
-    corners = points[:, triangles].float()
-    a, b, c = corners.unbind(dim=2)
-    area = (b[..., 0] - a[..., 0]) * (c[..., 1] - a[..., 1]) - (b[..., 1] - a[..., 1]) * (c[..., 0] - a[..., 0])
-    low = torch.ceil(corners[..., :2].amin(dim=2) - 0.5).clamp(min=0)
+    a, b, c = (points.index_select(1, triangles[:, corner]).float().flatten(0, 1) for corner in range(3))
+    area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
+    least, most = torch.minimum(torch.minimum(a, b), c), torch.maximum(torch.maximum(a, b), c)
+    low = torch.ceil(least[:, :2] - 0.5).clamp(min=0)
     limit = torch.tensor([width - 1.0, height - 1.0], device=device)
-    high = torch.minimum(torch.floor(corners[..., :2].amax(dim=2) - 0.5), limit)
-    size = (high - low + 1).clamp(min=0).long()
-    drawn = (area < -1e-9) & (size.prod(dim=2) > 0) & (corners[..., 2].amin(dim=2) > near)
-    frame, shown = torch.nonzero(drawn, as_tuple=True)
-    a, b, c, area, low, size = (values[frame, shown] for values in (a, b, c, area, low, size))
+    size = (torch.minimum(torch.floor(most[:, :2] - 0.5), limit) - low + 1).clamp(min=0)
+    drawn = torch.nonzero((area < -1e-9) & (size[:, 0] * size[:, 1] > 0) & (least[:, 2] > near)).flatten()
+    a, b, c, area, low, size = (values.index_select(0, drawn) for values in (a, b, c, area, low, size))
+    size = size.long()
+    frame = torch.div(drawn, len(triangles), rounding_mode="floor")
+    shown = drawn - frame * len(triangles)
 
     # weights of the first two corners and depth are planes over the picture: value at the box's first pixel, slopes in
     # x and y
@@ -84,19 +85,20 @@ def rasterize_frames(
     # one row for each pixel of each bounding box
     count = size.prod(dim=1)
     owner = torch.repeat_interleave(torch.arange(len(count), device=device), count)
-    within = torch.arange(len(owner), device=device) - (count.cumsum(0) - count)[owner]
-    box_width = size[:, 0][owner]
+    within = torch.arange(len(owner), device=device) - (count.cumsum(0) - count).index_select(0, owner)
+    box_width = size[:, 0].index_select(0, owner)
     y = torch.div(within, box_width, rounding_mode="floor")
     x = within - y * box_width
-    pixel = ((frame * height + low[:, 1].long()) * width + low[:, 0].long())[owner] + y * width + x
+    corner = (frame * height + low[:, 1].long()) * width + low[:, 0].long()
+    pixel = corner.index_select(0, owner) + y * width + x
     x, y = x.float(), y.float()
     rows = planes.index_select(0, owner)
     first = torch.addcmul(torch.addcmul(rows[:, 0], rows[:, 1], x), rows[:, 2], y)
     second = torch.addcmul(torch.addcmul(rows[:, 3], rows[:, 4], x), rows[:, 5], y)
     # a hair's breadth more, so that rounding leaves no cracks between neighbours
     inside = torch.nonzero((first >= -1e-5) & (second >= -1e-5) & (first + second <= 1 + 1e-5)).flatten()
-    rows, owner = rows[inside], owner[inside]
-    depth = torch.addcmul(torch.addcmul(rows[:, 6], rows[:, 7], x[inside]), rows[:, 8], y[inside])
+    rows, owner, x, y, pixel = (values.index_select(0, inside) for values in (rows, owner, x, y, pixel))
+    depth = torch.addcmul(torch.addcmul(rows[:, 6], rows[:, 7], x), rows[:, 8], y)
 
     none = torch.iinfo(torch.long).max
     offers = torch.full((num_frames * height * width,), none, dtype=torch.long, device=device)
@@ -104,7 +106,7 @@ def rasterize_frames(
     # a triangle is numbered within its frame, so that there is room for its depth whatever the number of frames
     frame_start = torch.searchsorted(frame, torch.arange(num_frames, device=device))
     number = owner - frame_start[frame[owner]]
-    offers.scatter_reduce_(0, pixel[inside], (steps << _INDEX_BITS) | number, reduce="amin")
+    offers.scatter_reduce_(0, pixel, (steps << _INDEX_BITS) | number, reduce="amin")
     pixel = torch.nonzero(offers != none).flatten()
     pixel_frame = torch.div(pixel, height * width, rounding_mode="floor")
     owner = (offers[pixel] & ((1 << _INDEX_BITS) - 1)) + frame_start[pixel_frame]

@@ -140,3 +140,11 @@ def jitter_boxes(random: np.random.Generator, boxes: np.ndarray, smoothing: int 
     middle = middle + half * random.uniform(-0.1, 0.1, 2)
     half = half * random.uniform(0.85, 1.15)
     return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
+
+
+def scale_of(index: int, portraits: float, half_bodies: float) -> str:
+    """Which camera scale the motion with this index has: shares are kept in every run of a few motions."""
+    position = (index * 0.6180339887) % 1
+    if position < portraits:
+        return "portrait"
+    return "half_body" if position < portraits + half_bodies else "full_body"

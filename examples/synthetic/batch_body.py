@@ -164,7 +164,7 @@ class BatchBody:
         rest = rest.index_copy(1, self.action_vertices, moved)
         blended = None
         for influence in range(self.skin_indices.shape[1]):
-            part = transforms[:, self.skin_indices[:, influence]] * self.skin_weights[:, influence, None]
+            part = transforms.index_select(1, self.skin_indices[:, influence]) * self.skin_weights[:, influence, None]
             blended = part if blended is None else blended + part
         turn, shift = blended.unflatten(-1, (3, 4)).split((3, 1), dim=-1)
         posed = (turn * rest[..., None, :]).sum(dim=-1) + shift[..., 0]

@@ -134,16 +134,18 @@ def _draw(body, looks, vertices, normals, points, clip, height, width):
     frame = torch.div(hit, height * width, rounding_mode="floor")
     triangle, weights = seen.flatten()[hit], weights.view(-1, 3)[hit]
     corners, person = body.faces[triangle], clip[frame]
-    position = (body.paint[corners] * weights[..., None]).sum(dim=1)
+    a, b, c = (body.paint.index_select(0, corners[:, i]) * weights[:, i, None] for i in range(3))
+    position = a + b + c
     color, material, region = paint(
         looks, person, position, body.part[triangle], body.group[corners[:, 0]], body.names["parts"]
     )
 
     # light
     corner_index = frame[:, None] * vertices.shape[1] + corners
-    a, b, c = vertices.reshape(-1, 3)[corner_index].unbind(dim=1)
+    a, b, c = (vertices.reshape(-1, 3).index_select(0, corner_index[:, i]) for i in range(3))
     facet = F.normalize(torch.linalg.cross(b - a, c - a), dim=1)
-    smooth = F.normalize((normals.reshape(-1, 3)[corner_index] * weights[..., None]).sum(dim=1), dim=1)
+    a, b, c = (normals.reshape(-1, 3).index_select(0, corner_index[:, i]) * weights[:, i, None] for i in range(3))
+    smooth = F.normalize(a + b + c, dim=1)
     number = {name: value[person] for name, value in looks.numbers.items()}
     style = number["style"]
     normal = torch.where((style == STYLES.index("facets"))[:, None], facet, smooth)
