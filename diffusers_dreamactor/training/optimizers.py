@@ -44,6 +44,18 @@ def make_optimizers(
     return optimizers
 
 
+def conv_optimizers(name: str, parameters: list[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
+    """
+    The optimizers of a convolutional model: `"adamw"`, or `"muon"`: `ConvMuon` for the kernels and AdamW for biases and
+    scales.
+    """
+    if name == "adamw":
+        return [torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    kernels = [parameter for parameter in parameters if parameter.ndim > 1 and parameter.shape[1:].numel() > 1]
+    others = [parameter for parameter in parameters if parameter.ndim == 1 or parameter.shape[1:].numel() == 1]
+    return [ConvMuon(kernels, lr=learning_rate), torch.optim.AdamW(others, weight_decay=0.0)]
+
+
 class ConvMuon(torch.optim.Optimizer):
     """
     Muon for convolutions: `torch.optim.Muon` takes matrices only; here a kernel counts as the matrix of its output
