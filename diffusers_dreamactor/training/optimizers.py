@@ -88,7 +88,9 @@ class ConvMuon(torch.optim.Optimizer):
 
 def _orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     # Newton-Schulz iteration with Keller Jordan's coefficients: singular values go to about 1
-    wide = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T
+    # half the work on a GPU, eight times as much on a processor without instructions for it
+    matrix = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
         gram = wide @ wide.T

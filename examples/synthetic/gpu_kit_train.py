@@ -184,7 +184,8 @@ class KitRun:
         values = {
             name: getattr(self.config, name) for name in ("size", "num_frames", "shift", "num_inference_steps", "seed")
         }
-        values |= {"used_actions": self.tokens.used.tolist()}
+        tokens = {name: getattr(self.tokens, name).tolist() for name in ("used", "mean", "scale")}
+        values["action_tokens"] = tokens | {"motion_dim": self.tokens.motion_dim}
         if self.models:
             paths = write_weights(self.models, self.folder / "weights", values)
             total = sum(path.stat().st_size for path in paths)

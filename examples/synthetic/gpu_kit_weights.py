@@ -15,6 +15,7 @@ from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
+from diffusers_dreamactor.training.action_tokens import ActionTokens
 
 
 MODELS = {
@@ -97,7 +98,8 @@ def read_weights(folder: Path) -> tuple[dict[str, torch.nn.Module], dict]:
 
 def assemble(folder: Path, output: Path) -> None:
     """
-    Make a repository, `DreamActorPipeline.from_pretrained(output)`, of the weights in `folder`.
+    Make a repository, `DreamActorPipeline.from_pretrained(output)`, of the weights in `folder`; beside it, what face tokens
+    mean (`ActionTokens`).
 
     Raises:
         ValueError: not all models are trained yet.
@@ -115,5 +117,12 @@ def assemble(folder: Path, output: Path) -> None:
         num_inference_steps=values["num_inference_steps"],
         segment_frames=values["num_frames"],
     )
-    pipe.to(torch.float16)
+    for model in models.values():
+        for parameter in model.parameters():
+            # on disk only; loading keeps in float32 what has to be
+            parameter.data = parameter.data.half()
     pipe.save_pretrained(output)
+    tokens = values["action_tokens"]
+    ActionTokens(
+        torch.tensor(tokens["used"]), torch.tensor(tokens["mean"]), torch.tensor(tokens["scale"]), tokens["motion_dim"]
+    ).save(output / "action_tokens.safetensors")

@@ -113,7 +113,7 @@ def new_pipeline(
         num_inference_steps=num_inference_steps,
         guidance_scale=guidance_scale,
         segment_frames=segment_frames,
-        fps=fps,
+        fps=float(fps),
     )
 
 
