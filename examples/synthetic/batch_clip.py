@@ -108,7 +108,7 @@ class ClipGenerator:
         mirrored = draws.chance("mirrored", 0.5)
         # as often as not the face is of another motion
         pool = bank.pool("portrait", self.held_out)
-        face = pool[draws.integers(f"expression {expression}", len(pool))]
+        face = pool[(draws.integers("expression", len(pool)) + expression) % len(pool)]
         face = torch.where(draws.chance("own expression", 0.4) & (expression == 0), motion, face)
         pose = self._pose(motion, frame, face, mirrored)
 

@@ -41,12 +41,16 @@ def use_carried_wheels(kit: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train until the minutes are over."""
-    from gpu_kit_train import KitConfig, KitRun
+    from gpu_kit_config import KitConfig
+    from gpu_kit_phases import train_face_encoder, train_transformer, train_vae
+    from gpu_kit_train import KitRun
 
     folder = Path(arguments.output)
     config = KitConfig.of_run(folder, arguments)
-    options = (arguments.minutes, arguments.checkpoint_minutes, arguments.cpu, arguments.most_steps)
-    KitRun(folder, Path(arguments.kit), config, *options).run()
+    limits = (arguments.minutes, arguments.checkpoint_minutes, arguments.cpu, arguments.most_steps)
+    start = None if arguments.start is None else Path(arguments.start)
+    kit_run = KitRun(folder, Path(arguments.kit), config, *limits, start)
+    kit_run.write_weights(all(phase(kit_run) for phase in (train_vae, train_face_encoder, train_transformer)))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -65,19 +69,23 @@ def parse_arguments() -> argparse.Namespace:
     command = commands.add_parser("run", help="train, from where the last call stopped")
     command.add_argument("--output", required=True, help="folder of the run")
     command.add_argument("--kit", default=str(HERE), help="folder of body.safetensors and motions.safetensors")
+    command.add_argument("--start", help="folder of weights to begin with; phases of 0 steps leave them as they are")
     command.add_argument("--minutes", type=float, default=8.5)
     command.add_argument("--checkpoint_minutes", type=float, default=4.0)
     command.add_argument("--most_steps", type=int, help="stop after so many steps, though there are minutes left")
     command.add_argument("--threads", type=int, help="of the processor; PyTorch's own choice by default")
     command.add_argument("--cpu", action="store_true")
     if len(sys.argv) > 1 and sys.argv[1] == "run":
-        # the options are those of a module that needs PyTorch
-        from gpu_kit_train import KitConfig
+        from gpu_kit_config import KitConfig
 
         KitConfig.add_arguments(command)
 
     command = commands.add_parser("assemble", help="make a repository of the weights")
     command.add_argument("--weights", required=True, help="the run's folder `weights`")
+    command.add_argument("--output", required=True)
+
+    command = commands.add_parser("disassemble", help="make weights to begin with of a repository")
+    command.add_argument("--model", required=True)
     command.add_argument("--output", required=True)
 
     command = commands.add_parser("evaluate", help="measure a repository on held-out people, motions and styles")
@@ -121,6 +129,10 @@ def main() -> None:
         from gpu_kit_weights import assemble
 
         assemble(Path(arguments.weights), Path(arguments.output))
+    elif arguments.command == "disassemble":
+        from gpu_kit_weights import disassemble
+
+        disassemble(Path(arguments.model), Path(arguments.output))
     else:
         from gpu_kit_evaluate import evaluate
 

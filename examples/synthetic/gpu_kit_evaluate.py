@@ -50,6 +50,14 @@ def motion_sequence(motion: BatchMotion, frames: slice, height: int, width: int)
     )
 
 
+def generator_of(arguments: argparse.Namespace, **options) -> ClipGenerator:
+    """Held-out clips of the kit in the folder `arguments.kit`; `options` are the generator's."""
+    kit, device = Path(arguments.kit), "cuda" if torch.cuda.is_available() else "cpu"
+    body = BatchBody.load(kit / "body.safetensors", device)
+    bank = MotionBank.load(kit / "motions.safetensors", device)
+    return ClipGenerator(body, bank, arguments.size, arguments.seed, held_out=True, **options)
+
+
 def write_clips(
     generator: ClipGenerator, folder: Path, numbers: range, scale: str, num_frames: int, expressions: int = 1
 ) -> None:
@@ -97,30 +105,30 @@ def run_evaluation(clips: Path, output: Path, arguments: argparse.Namespace, cou
 
 def evaluate(arguments: argparse.Namespace) -> None:
     """Render what is needed, measure, and write `table.md`, `styles.md` and contact sheets to the output folder."""
-    output, kit = Path(arguments.output), Path(arguments.kit)
+    output = Path(arguments.output)
     output.mkdir(parents=True, exist_ok=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    body = BatchBody.load(kit / "body.safetensors", device)
-    bank = MotionBank.load(kit / "motions.safetensors", device)
     if arguments.size is None:
         processor = MotionGuidanceProcessor.from_pretrained(Path(arguments.model) / "motion_processor")
         arguments.size = round((processor.config.area / 1.5) ** 0.5 / 16) * 16
     made = output / "clips"
-
-    def generator(**options):
-        return ClipGenerator(body, bank, arguments.size, arguments.seed, held_out=True, **options)
 
     # 1. Held-out people and motions in the trained styles, and expressions
     shares = {"portrait": 0.5, "half_body": 0.25, "full_body": 0.25}
     for index, scale in enumerate(SCALES):
         first = 1000 * index
         write_clips(
-            generator(), made / "test", range(first, first + round(shares[scale] * arguments.clips)), scale, 17
+            generator_of(arguments),
+            made / "test",
+            range(first, first + round(shares[scale] * arguments.clips)),
+            scale,
+            17,
         )
     extra = []
     if arguments.expression_groups:
         numbers = range(5000, 5000 + arguments.expression_groups)
-        write_clips(generator(liveliness=LIVELINESS), made / "expressions", numbers, "portrait", 17, EXPRESSIONS)
+        write_clips(
+            generator_of(arguments, liveliness=LIVELINESS), made / "expressions", numbers, "portrait", 17, EXPRESSIONS
+        )
         extra = ["--expression_clips", str(made / "expressions")]
     run_evaluation(made / "test", output, arguments, arguments.clips, *extra)
 
@@ -130,7 +138,7 @@ def evaluate(arguments: argparse.Namespace) -> None:
         if style == "trained styles":
             records = json.loads((output / "records.json").read_text())
         else:
-            own = generator(styles=(style,))
+            own = generator_of(arguments, styles=(style,))
             portraits = -(-arguments.style_clips // 2)
             write_clips(own, made / style, range(7000, 7000 + portraits), "portrait", 17)
             rest = range(8000, 8000 + arguments.style_clips - portraits)

@@ -21,6 +21,8 @@ KIT_FILES = (
     "batch_render.py",
     "batch_texture.py",
     "gpu_kit.py",
+    "gpu_kit_config.py",
+    "gpu_kit_phases.py",
     "gpu_kit_train.py",
     "gpu_kit_weights.py",
     "GPU_KIT.md",
@@ -136,18 +138,24 @@ def pack(
         if wheels:
             (scratch / "wheels").mkdir()
             download_wheels(scratch / "wheels", needed_wheels(), python_version, list(platforms), constraints)
+
+        def plain(entry: tarfile.TarInfo) -> tarfile.TarInfo:
+            # readable by whoever unpacks it, and of nobody in particular
+            entry.mode, entry.uid, entry.gid, entry.uname, entry.gname = 0o644, 0, 0, "", ""
+            return entry
+
         with tarfile.open(aside, "w:gz", compresslevel=9) as archive:
             for name in KIT_FILES:
-                archive.add(scripts / name, f"kit/{name}")
+                archive.add(scripts / name, f"kit/{name}", filter=plain)
             package = root / "diffusers_dreamactor"
             for path in sorted(package.rglob("*.py")):
                 place = path.relative_to(package)
                 if str(place) != "__init__.py" and place.parts[0] != "checkpoints":
-                    archive.add(path, f"kit/diffusers_dreamactor/{place}")
-            archive.add(scratch / "__init__.py", "kit/diffusers_dreamactor/__init__.py")
+                    archive.add(path, f"kit/diffusers_dreamactor/{place}", filter=plain)
+            archive.add(scratch / "__init__.py", "kit/diffusers_dreamactor/__init__.py", filter=plain)
             for path in sorted(scratch.rglob("*")):
                 if path.suffix in (".safetensors", ".whl"):
-                    archive.add(path, f"kit/{path.relative_to(scratch)}")
+                    archive.add(path, f"kit/{path.relative_to(scratch)}", filter=plain)
     size = aside.stat().st_size
     if size > limit:
         aside.unlink()

@@ -122,7 +122,11 @@ def assemble(folder: Path, output: Path) -> None:
             # on disk only; loading keeps in float32 what has to be
             parameter.data = parameter.data.half()
     pipe.save_pretrained(output)
-    tokens = values["action_tokens"]
-    ActionTokens(
-        torch.tensor(tokens["used"]), torch.tensor(tokens["mean"]), torch.tensor(tokens["scale"]), tokens["motion_dim"]
-    ).save(output / "action_tokens.safetensors")
+    ActionTokens.from_values(values["action_tokens"]).save(output / "action_tokens.safetensors")
+
+
+def disassemble(repository: Path, folder: Path) -> None:
+    """The inverse of `assemble`: the weights of a repository, for a run to begin with."""
+    models = {name: kind.from_pretrained(repository, subfolder=name) for name, kind in MODELS.items()}
+    tokens = ActionTokens.load(repository / "action_tokens.safetensors")
+    write_weights(models, folder, {"action_tokens": tokens.to_values()})

@@ -47,7 +47,7 @@ class MotionBank:
         for index, name in enumerate(SCALES):
             for turns in (False, True):
                 pool = torch.nonzero((self.scale == index) & (self.turns == turns)).flatten()
-                split = len(pool) - int(HELD_OUT * len(pool))
+                split = len(pool) - (max(1, round(HELD_OUT * len(pool))) if len(pool) > 1 else 0)
                 self._pools[name, turns, False], self._pools[name, turns, True] = pool[:split], pool[split:]
 
     def pool(self, scale: str, held_out: bool, turns: bool | None = None) -> torch.Tensor:
