@@ -146,8 +146,9 @@ def generate_and_measure(kit: Path, pipe: DreamActorPipeline, folder: Path) -> N
     frames = animate(pipe, first.references[:1], first.guidance)
     assert frames.shape == first.video.shape == (5, 32, 32, 3)
     assert np.array_equal(frames, animate(pipe, first.references[:1], first.guidance))
-    # the two differ in the face alone
-    assert np.array_equal(first.motion.body.joints, second.motion.body.joints)
+    # the two differ in the face alone; the tip of the nose is part of it
+    np.testing.assert_allclose(first.motion.body.joints, second.motion.body.joints, atol=5e-3)
+    assert np.array_equal(first.motion.head.rotation, second.motion.head.rotation)
     assert not np.array_equal(first.motion.face.blendshapes, second.motion.face.blendshapes)
     assert not np.array_equal(first.guidance.face, second.guidance.face)
     assert isinstance(first.motion, MotionSequence) and first.regions.max() == 3
