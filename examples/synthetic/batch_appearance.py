@@ -180,6 +180,9 @@ def random_looks(
         "brow_height": between("brow height", -0.004, 0.006),
         "lip_height": between("lip height", 0.011, 0.016),
         "iris": between("iris size", 0.0066, 0.0088),
+        # the middle of the eyeballs; higher, and the person looks up
+        "iris_x": torch.full_like(skin[:, 0], 0.0307),
+        "iris_z": between("iris height", 0.7112, 0.7128),
         "blush": between("blush", -0.1, 0.35).clamp(min=0),
         "jacket": torch.where(draws.chance("jacket", 0.2), between("jacket", 0.03, 0.1), torch.ones_like(skin[:, 0])),
         "ambient": between("ambient", 0.35, 0.75),
@@ -303,7 +306,7 @@ def paint(
     lay("lens", worn & (number["glasses"] == 3) & (rim < 0))
     lay("glasses", worn & ((rim.abs() < number["frame"]) | ((side < 0.008) & ((z - 0.718).abs() < 0.003))))
     lay("white", eyes)
-    eye_distance = torch.hypot(side - 0.0315, z - 0.7175)
+    eye_distance = torch.hypot(side - number["iris_x"], z - number["iris_z"])
     lay("iris", eyes & (eye_distance < number["iris"]) & (y < -0.105))
     lay("pupil", eyes & (eye_distance < 0.46 * number["iris"]) & (y < -0.105))
     lay("lens", eyes & (number["glasses"] == 3))

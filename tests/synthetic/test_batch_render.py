@@ -36,7 +36,16 @@ def as_looks(body: AvatarBody, appearance: AvatarAppearance, height: int, width:
     names = ("sleeve", "leg", "pattern", "stripe", "glasses", "beard", "band", "hair", "neckline")
     numbers = {name: choices[name] for name in names}
     numbers |= {"waist": -0.02, "frame": 0.0032, "lens_height": 1.15, "fringe": 0.775, "hair_length": 0.59}
-    numbers |= {"brow": 0.0045, "brow_height": 0, "lip_height": 0.0135, "iris": 0.0078, "blush": 0, "jacket": 1}
+    numbers |= {
+        "brow": 0.0045,
+        "brow_height": 0,
+        "lip_height": 0.0135,
+        "iris": 0.0078,
+        "iris_x": 0.0315,
+        "iris_z": 0.7175,
+        "blush": 0,
+        "jacket": 1,
+    }
     numbers |= {
         "ambient": 0.62,
         "key": 0.42,
