@@ -47,6 +47,7 @@ from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuida
 from diffusers_dreamactor.training.action_tokens import ActionTokens
 from diffusers_dreamactor.training.dataset import AUDIO_FILE, CLIP_FILES, check_prepared_clip, list_prepared_clips
 from diffusers_dreamactor.training.linear_code import LinearCode
+from diffusers_dreamactor.training.objective import NOT_TRAINABLE, region_shares
 from diffusers_dreamactor.training.segments import SEGMENT_FILE, check_segment, list_segments
 
 
@@ -177,14 +178,6 @@ def _cover(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + width, top + height)))
 
 
-def cover_regions(regions: np.ndarray, scale: int) -> torch.Tensor:
-    """Region maps `(F, H, W)` -> which share of each latent pixel body, head, eyes and mouth cover: `(3, T, h, w)` uint8."""
-    shares = torch.from_numpy(np.stack([regions == index for index in (1, 2, 3)])).float()
-    shares = torch.nn.functional.avg_pool2d(shares, scale)
-    first, later = shares[:, :1], shares[:, 1:].unflatten(1, (-1, 4)).mean(dim=2)
-    return (torch.cat([first, later], dim=1) * 255).round().to(torch.uint8)
-
-
 def regions_from_motion(motion: MotionSequence, processor: MotionGuidanceProcessor) -> np.ndarray:
     """Region maps `(F, H, W)` where no truth is known: the skeleton, thickened, is the body; the sphere is the head."""
     maps = torch.from_numpy(processor.body_skeleton(motion, motion.height, motion.width)).float().amax(dim=1) > 0
@@ -240,10 +233,11 @@ def prepare_clip(
                 {"features_per_frame": repr(features_per_frame)},
             )
     regions = regions_from_motion(clip.motion, processor) if clip.regions is None else clip.regions
+    shares = region_shares(torch.from_numpy(regions)[None], height // latents.shape[2])[0]
     tensors = {
         "latents": latents.half(),
         "reference_latents": references.half(),
-        "regions": cover_regions(regions, height // latents.shape[2]),
+        "regions": (shares * 255).round().to(torch.uint8),
     }
     if identity is not None:
         tensors["image_states"] = identity.half().cpu()

@@ -28,6 +28,23 @@ NOT_TRAINABLE = (
 )
 
 
+def region_shares(regions: torch.Tensor, scale: int) -> torch.Tensor:
+    """
+    Which share of each latent pixel body, head, eyes and mouth cover.
+
+    Args:
+        regions (`torch.Tensor` of shape `(B, 4 (T - 1) + 1, H, W)`): 0 background, 1 body, 2 head, 3 eyes and mouth.
+        scale (`int`): pixels of a latent pixel's side.
+
+    Returns:
+        `(B, 3, T, H / scale, W / scale)` float in [0, 1].
+    """
+    shares = torch.stack([regions == index for index in (1, 2, 3)], dim=1).float().flatten(0, 1)
+    shares = nn.functional.avg_pool2d(shares, scale)
+    first, later = shares[:, :1], shares[:, 1:].unflatten(1, (-1, 4)).mean(dim=2)
+    return torch.cat([first, later], dim=1).unflatten(0, (-1, 3))
+
+
 @dataclass
 class ObjectiveConfig:
     """

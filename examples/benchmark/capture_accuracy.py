@@ -34,8 +34,9 @@ from scipy.spatial.transform import Rotation, Slerp
 sys.path.insert(0, str(Path(__file__).parents[1] / "synthetic"))
 from avatar_appearance import AvatarAppearance  # noqa: E402
 from avatar_body import AvatarBody  # noqa: E402
-from avatar_clip import FPS, Avatar, Camera  # noqa: E402
+from avatar_clip import Avatar  # noqa: E402
 from avatar_motion import AvatarMotion, random_motion  # noqa: E402
+from avatar_view import FPS, Camera  # noqa: E402
 
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture  # noqa: E402
 from diffusers_dreamactor.motion.retarget import retarget  # noqa: E402
