@@ -47,7 +47,7 @@ from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuida
 from diffusers_dreamactor.training.action_tokens import ActionTokens
 from diffusers_dreamactor.training.dataset import AUDIO_FILE, CLIP_FILES, check_prepared_clip, list_prepared_clips
 from diffusers_dreamactor.training.linear_code import LinearCode
-from diffusers_dreamactor.training.objective import NOT_TRAINABLE, region_shares
+from diffusers_dreamactor.training.objective import region_shares
 from diffusers_dreamactor.training.segments import SEGMENT_FILE, check_segment, list_segments
 
 
@@ -233,11 +233,10 @@ def prepare_clip(
                 {"features_per_frame": repr(features_per_frame)},
             )
     regions = regions_from_motion(clip.motion, processor) if clip.regions is None else clip.regions
-    shares = region_shares(torch.from_numpy(regions)[None], height // latents.shape[2])[0]
     tensors = {
         "latents": latents.half(),
         "reference_latents": references.half(),
-        "regions": (shares * 255).round().to(torch.uint8),
+        "regions": cover_regions(regions, height // latents.shape[2]),
     }
     if identity is not None:
         tensors["image_states"] = identity.half().cpu()
@@ -286,6 +285,11 @@ def prepare_segment(clip: RawClip, pipe: DreamActorWanAnimatePipeline, output: P
     folder = output / clip.name
     folder.mkdir(parents=True, exist_ok=True)
     write_clip_file(folder / SEGMENT_FILE, tensors, clip.metadata)
+
+
+def cover_regions(regions: np.ndarray, scale: int) -> torch.Tensor:
+    """Region maps `(F, H, W)` -> which share of each latent pixel body, head, eyes and mouth cover: `(3, T, h, w)` uint8."""
+    return (region_shares(torch.from_numpy(regions)[None], scale)[0] * 255).round().to(torch.uint8)
 
 
 def draw_guidance(clip: RawClip, processor: MotionGuidanceProcessor) -> MotionGuidance:
