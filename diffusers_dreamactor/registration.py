@@ -22,6 +22,7 @@ from diffusers_dreamactor.motion.idle import idle_motion
 from diffusers_dreamactor.motion.retarget import retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
+from diffusers_dreamactor.pipelines.few_steps import use_few_steps
 from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import DreamActorWanAnimatePipeline
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
@@ -64,6 +65,7 @@ __all__ = [
     "plan_memory",
     "retarget",
     "speak",
+    "use_few_steps",
 ]
 
 _METHODS = ["save_pretrained", "from_pretrained"]

@@ -32,7 +32,7 @@ CONSENT = "I may use this picture and this driver, and I will say that the film 
 HEAD = """# DreamActor
 A person from a picture performs what a video, a motion or a voice performs. Click on an example, or bring your own."""
 
-studio = Studio(os.environ.get("DREAMACTOR_MODEL"))
+studio = Studio(os.environ.get("DREAMACTOR_MODEL"), os.environ.get("DREAMACTOR_FAST_LORA"))
 # the bundled avatars and speech may be shown
 gr.set_static_paths([studio.speech.parent])
 visits: dict[str, Visit] = {}
@@ -107,7 +107,7 @@ def look(visitor: gr.Request, progress=gr.Progress(), known=None, *fields):  # n
 
 def estimate(inputs, sampling: Sampling, *_) -> int:
     """How many seconds of a GPU an animation is given."""
-    return studio.seconds_needed(len(inputs), sampling.steps, sampling.guidance_scale)
+    return studio.seconds_needed(len(inputs), sampling)
 
 
 @gpu(duration=estimate)
@@ -236,6 +236,9 @@ def build_page() -> gr.Blocks:
                         buttons=[],
                     )
                     chosen_driver = gr.Markdown()
+                    replace = gr.Checkbox(
+                        label="Put the person into this video, in place of its own", visible=studio.can_replace
+                    )
                 speech = gr.Audio(
                     value=str(studio.speech),
                     label="Speech",
@@ -258,8 +261,17 @@ def build_page() -> gr.Blocks:
                     face_scale = gr.Slider(0.0, 2.0, value=1.0, step=0.1, label="Strength of the face")
                     pose_scale = gr.Slider(0.0, 2.0, value=1.0, step=0.1, label="Strength of the pose")
                     config = studio.pipe.config
-                    steps = gr.Slider(1, 50, value=config.num_inference_steps, step=1, label="Steps")
-                    scale = gr.Slider(1.0, 6.0, value=config.guidance_scale, step=0.1, label="Guidance scale")
+                    steps = gr.Slider(
+                        1, 50, value=config.num_inference_steps, step=1, label="Steps", visible=not studio.recipe
+                    )
+                    scale = gr.Slider(
+                        1.0,
+                        6.0,
+                        value=config.guidance_scale,
+                        step=0.1,
+                        label="Guidance scale",
+                        visible=not studio.recipe,
+                    )
                     seed = gr.Number(0, precision=0, label="Seed", minimum=0, maximum=2**32 - 1)
                     share = gr.Button("Link to these settings", size="sm")
                     link = gr.Textbox(label="Address", buttons=["copy"], elem_id="link")
@@ -274,7 +286,7 @@ def build_page() -> gr.Blocks:
                 film = gr.Video(label="Film", autoplay=True, loop=True, height=360, elem_id="film")
                 side_by_side = gr.Video(label="Beside its driver", height=260, elem_id="side-by-side")
 
-        request = [picture, driver, motion, video, speech, face_video, point, person, parts, seconds, consent]
+        request = [picture, driver, motion, video, speech, face_video, point, person, parts, seconds, consent, replace]
         settings = {
             "driver": driver,
             "motion": motion,

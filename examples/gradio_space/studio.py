@@ -14,7 +14,14 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffusers_dreamactor import AnimationInputs, DreamActorPipeline, MotionSequence
+from diffusers_dreamactor import (
+    AnimationInputs,
+    DreamActorPipeline,
+    DreamActorWanAnimatePipeline,
+    MotionSequence,
+    plan_memory,
+    use_few_steps,
+)
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, bundled_speech
 from diffusers_dreamactor.frame_sources import iterate_frames
 from diffusers_dreamactor.media import VideoReader, VideoWriter
@@ -29,6 +36,10 @@ from diffusers_dreamactor.processors.reference import Reference
 
 logger = logging.getLogger(__name__)
 
+# What a plan for a GPU's memory is made for, when the pictures are not known yet: 480p, a segment.
+PLANNED = {"height": 480, "width": 832, "num_frames": 77}
+# A Space on shared GPUs has none until it is called; then it has one of this many GiB to itself.
+SHARED_GPU = 60
 PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 PARTS = ("face", "head", "body")
 DRIVERS = ("Bundled motion", "Video", "Speech")
@@ -68,6 +79,7 @@ class Request:
     drive: tuple[str, ...] = PARTS
     seconds: float = 4.0
     consent: bool = False
+    replace: bool = False
 
 
 @dataclass
@@ -130,11 +142,18 @@ class Studio:
 
     Args:
         model (`str`, *optional*): a repository; with a GPU the public weights when `None`, else the bundled ones.
+        few_steps (`str`, *optional*): a step-distillation LoRA for them; the public one with the public weights when `None`.
         most_seconds (`float`): of film.
         most_megabytes (`int`): of a file.
     """
 
-    def __init__(self, model: str | None = None, most_seconds: float | None = None, most_megabytes: int = 200):
+    def __init__(
+        self,
+        model: str | None = None,
+        few_steps: str | None = None,
+        most_seconds: float | None = None,
+        most_megabytes: int = 200,
+    ):
         self.device = "cuda" if torch.cuda.is_available() else "cpu"
         self.model = model or (PUBLIC_WEIGHTS if self.device == "cuda" else bundled_model())
         self.is_bundled = self.model == bundled_model()
@@ -145,14 +164,19 @@ class Studio:
             name: MotionSequence.load(path.with_suffix(".safetensors")) for name, path in self.avatars.items()
         }
         self._pictures = {name: load_picture(path) for name, path in self.avatars.items()}
-        dtype = torch.bfloat16 if self.device == "cuda" else torch.float32
-        self.pipe = DreamActorPipeline.from_pretrained(self.model, dtype=dtype)
-        self.pipe.set_progress_bar_config(disable=True)
         if self.device == "cuda":
-            free = torch.cuda.mem_get_info()[0]
-            weights = sum(p.numel() * p.element_size() for p in self.pipe.transformer.parameters())
-            # the rest is for the other models and what is computed
-            self.pipe.to("cuda") if free > 1.5 * weights else self.pipe.enable_model_cpu_offload()
+            plan = plan_memory(self.model, **PLANNED, memory=SHARED_GPU if "SPACES_ZERO_GPU" in os.environ else "auto")
+            self.pipe = plan.load(place=False)
+        else:
+            self.pipe = DreamActorPipeline.from_pretrained(self.model)
+        # arguments of sampling that the page does not ask for
+        self.recipe = {}
+        if few_steps or self.model == PUBLIC_WEIGHTS:
+            self.recipe = use_few_steps(self.pipe, few_steps)
+        if self.device == "cuda":
+            plan.apply(self.pipe)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.can_replace = isinstance(self.pipe, DreamActorWanAnimatePipeline)
         self.missing = self._fetch_landmarkers()
 
     def _fetch_landmarkers(self) -> str | None:
@@ -239,7 +263,12 @@ class Studio:
                 raise VisitorError(self.missing)
             reader = VideoReader(request.video)
             count = min(len(reader), max(1, round(seconds * reader.fps)))
-            return self.pipe.prepare(reference, request.video, person=request.person, num_frames=count, **driver)
+            picture = reference
+            if request.replace:
+                # the video decides the size, not the picture
+                picture = request.picture
+                driver |= {"mode": "replace", "reference_person": request.reference_person}
+            return self.pipe.prepare(picture, request.video, person=request.person, num_frames=count, **driver)
 
     def look(self, inputs: AnimationInputs, visit: Visit) -> Path:
         """The guidance as a video to look at."""
@@ -248,10 +277,15 @@ class Studio:
             inputs.preview().save(path)
         return path
 
-    def seconds_needed(self, num_frames: int, steps: int, guidance_scale: float) -> int:
-        """About how long a GPU is needed, for the Space's scheduler: a segment of 77 frames takes a minute at 20 steps."""
+    def steps(self, sampling: Sampling) -> int:
+        """How many steps a segment takes."""
+        return len(self.recipe["sigmas"]) if self.recipe else sampling.steps
+
+    def seconds_needed(self, num_frames: int, sampling: Sampling) -> int:
+        """About how long a GPU is needed, for the Space's scheduler: a segment of 77 frames is given 6 seconds a step."""
         segments = -(-num_frames // max(self.pipe.config.segment_frames - 1, 1))
-        return int(20 + 60 * segments * steps / 20 * (2 if guidance_scale > 1 else 1))
+        passes = 1 if self.recipe or sampling.guidance_scale <= 1 else 2
+        return int(20 + 6 * segments * self.steps(sampling) * passes)
 
     def animate(
         self,
@@ -275,11 +309,13 @@ class Studio:
         segment_frames = min(self.pipe.config.segment_frames, total)
         num_segments = max(1, -(-(total - 1) // max(segment_frames - 1, 1)))
         made = {"frames": 0, "segments": 0}
+        steps = self.steps(sampling)
+        how = self.recipe or {"num_inference_steps": steps, "guidance_scale": sampling.guidance_scale}
 
         def after_step(pipe, step: int, timestep, state: dict) -> dict:
             if ticket <= visit.cancelled:
                 pipe._interrupt = True
-            done = (made["segments"] + (step + 1) / sampling.steps) / num_segments
+            done = (made["segments"] + (step + 1) / steps) / num_segments
             left = (time.monotonic() - started) * (1 - done) / max(done, 1e-6)
             segment = min(made["segments"] + 1, num_segments)
             tell(min(done, 1.0), f"segment {segment} of {num_segments}, about {max(left, 0):.0f} s left")
@@ -290,8 +326,7 @@ class Studio:
         with visitor_errors():
             segments = self.pipe.stream(
                 inputs,
-                num_inference_steps=sampling.steps,
-                guidance_scale=sampling.guidance_scale,
+                **how,
                 face_scale=sampling.face_scale,
                 pose_scale=sampling.pose_scale,
                 generator=torch.Generator().manual_seed(int(sampling.seed)),

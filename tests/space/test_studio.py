@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions, bundled_speech
+from diffusers_dreamactor.media import VideoReader, save_video
 
 
 SPACE = Path(__file__).parents[2] / "examples" / "gradio_space"
@@ -112,3 +115,30 @@ def test_the_folder_of_a_space(tmp_path):
     thumbnails = list((tmp_path / "space" / "gallery").glob("*.webp"))
     assert len(thumbnails) == 6 and all(Image.open(path).n_frames > 10 for path in thumbnails)
     assert set(bundled_motions())
+
+
+def test_wan_animate_s_weights_in_four_steps_and_a_replacement(studio, tmp_path, media):
+    """What a Space on a GPU runs, with small weights."""
+    from ..pipelines.test_devices import wan_animate
+
+    pipe = wan_animate()
+    pipe.register_to_config(segment_frames=5)
+    pipe.save_pretrained(tmp_path / "model")
+    name = next(name for name, module in pipe.transformer.named_modules() if name.endswith("attn1.to_q"))
+    weight = pipe.transformer.get_submodule(name).weight
+    lora = {
+        f"transformer.{name}.lora_A.weight": torch.randn(4, weight.shape[1]),
+        f"transformer.{name}.lora_B.weight": torch.randn(weight.shape[0], 4),
+    }
+    save_file(lora, tmp_path / "four.safetensors")
+    made = studio.Studio(str(tmp_path / "model"), str(tmp_path / "four.safetensors"))
+    assert made.can_replace and not made.is_bundled
+    sampling = studio.Sampling(20, 3.0)
+    assert made.steps(sampling) == 4 and made.seconds_needed(5, sampling) < 100
+    frames = [Image.fromarray(frame) for frame in VideoReader(media / "carphone.mp4", num_frames=2)]
+    save_video(frames, tmp_path / "driver.mp4", 12)
+    request = studio.Request(
+        str(media / "reference_scholar.jpeg"), "Video", video=str(tmp_path / "driver.mp4"), consent=True, replace=True
+    )
+    inputs = made.prepare(request)
+    assert inputs.mode == "replace" and inputs.width > inputs.height and len(inputs) == 2
