@@ -36,11 +36,11 @@ class Case:
 
 CASES = {
     "dreamactor, large model": Case("dreamactor", 12, 8, 32, (128, 192, 9), 9, 2.5),
-    "dreamactor, large video": Case("dreamactor", 4, 4, 32, (320, 448, 9), 9, 2.5),
-    "dreamactor, two segments": Case("dreamactor", 8, 8, 32, (192, 192, 17), 9, 1.0),
+    "dreamactor, large video": Case("dreamactor", 4, 4, 32, (192, 288, 9), 9, 2.5),
+    "dreamactor, two segments": Case("dreamactor", 8, 8, 32, (128, 160, 9), 5, 1.0),
     "wan-animate, large model": Case("wan-animate", 12, 8, 32, (128, 192, 9), 9, 1.0),
-    "wan-animate, large video": Case("wan-animate", 4, 4, 32, (320, 448, 9), 9, 2.0),
-    "wan-animate, two segments": Case("wan-animate", 8, 8, 32, (192, 192, 17), 9, 1.0),
+    "wan-animate, large video": Case("wan-animate", 4, 4, 32, (192, 288, 9), 9, 2.0),
+    "wan-animate, two segments": Case("wan-animate", 8, 8, 32, (128, 160, 9), 5, 1.0),
 }
 # glibc keeps freed pieces of less than 32 MB, as small models have them, for itself: here it gives them back, as it does
 # those of large models.
@@ -122,7 +122,9 @@ def plans_of(case: Case, folder: Path) -> list:
     from diffusers_dreamactor import list_memory_plans
 
     arguments = {"guidance_scale": case.guidance_scale, "segment_frames": case.segment_frames}
-    ways = [{"quantize": None}, {"quantize": "fp8", "offload": "none"}]
+    ways = [{"offload": "none"}]
+    if case.layers * case.heads > 90:
+        ways += [{"quantize": "fp8", "offload": "none"}, {"offload": "disk"}]
     return [
         plan
         for way in ways
