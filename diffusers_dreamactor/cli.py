@@ -47,6 +47,7 @@ EXTRAS = {
     "controlnet": ("controlnet_aux", "OpenPose and DWPose detections"),
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
+    "int8": ("torchao", "int8 weights"),
     "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}

@@ -154,6 +154,47 @@ def test_files_of_the_disk_go_with_the_pipeline(repository, monkeypatch, tmp_pat
     assert not list(tmp_path.iterdir())
 
 
+def test_int8_weights_are_those_of_torchao(repository):
+    pytest.importorskip("torchao", reason="torchao is not installed")
+    (plan,) = list_memory_plans(repository, 32, 32, 5, device="cpu", dtype=torch.float32, quantize="int8")
+    pipe = plan.load()
+    held = 0
+    for model in pipe.components.values():
+        for tensor in (*model.parameters(), *model.buffers()) if isinstance(model, torch.nn.Module) else ():
+            parts = [tensor.qdata, tensor.scale] if hasattr(tensor, "qdata") else [tensor]
+            held += sum(part.nbytes for part in parts)
+    assert plan.weights == pytest.approx(held, rel=0.02)
+    expected = generate(DreamActorPipeline.from_pretrained(repository))
+    assert 0 < (generate(pipe) - expected).abs().max() < 0.1
+
+
+def test_a_gguf_file_takes_the_place_of_the_transformer(repository, tmp_path):
+    gguf = pytest.importorskip("gguf", reason="the extra `gguf` is not installed")
+    source = DreamActorPipeline.from_pretrained(repository)
+    file, held = tmp_path / "transformer.gguf", 0
+    writer = gguf.GGUFWriter(str(file), "wan")
+    for name, tensor in source.transformer.state_dict().items():
+        kind = gguf.GGMLQuantizationType.Q8_0
+        array = tensor.numpy()
+        if array.ndim == 2 and array.shape[1] % 32 == 0:
+            array = gguf.quants.quantize(array, kind)
+            writer.add_tensor(name, array, raw_dtype=kind)
+        else:
+            writer.add_tensor(name, array)
+        held += array.nbytes
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    arguments = {"device": "cpu", "dtype": torch.float32, "offload": "none", "transformer_file": file}
+    (plan,) = list_memory_plans(repository, 32, 32, 5, **arguments)
+    models = [(name, model) for name, model in source.components.items() if isinstance(model, torch.nn.Module)]
+    others = sum(p.nbytes for name, model in models if name != "transformer" for p in model.parameters())
+    others += sum(buffer.nbytes for _, model in models for buffer in model.buffers())
+    assert plan.quantize == "gguf" and plan.weights == pytest.approx(held + others, rel=0.02)
+    assert 0 < (generate(plan.load()) - generate(source)).abs().max() < 0.1
+
+
 def test_the_tiled_vae_is_planned_where_it_helps(repository):
     arguments = {"num_frames": 5, "device": "cpu", "offload": "none", "dtype": torch.float32}
     assert [plan.tiling for plan in list_memory_plans(repository, 64, 64, **arguments)] == [False]
