@@ -47,6 +47,7 @@ EXTRAS = {
     "controlnet": ("controlnet_aux", "OpenPose and DWPose detections"),
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
+    "int8": ("torchao", "int8 weights"),
     "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
@@ -173,6 +174,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     animate.add_argument("--background", help="with --replace: another scene, a video or a picture")
     animate.add_argument("--mask", help="with --replace: a video, white where the person goes; default: it is found")
+    animate.add_argument(
+        "--relight", action="store_true", help="with --replace: Wan-Animate's LoRA that takes over the scene's light"
+    )
     animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
     animate.add_argument(
         "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
@@ -372,7 +376,7 @@ def load_pipeline(args: argparse.Namespace, picture=None):
     from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
     from diffusers_dreamactor.memory.plans import GIB, MemoryPlan, plan_memory
     from diffusers_dreamactor.pictures import load_picture
-    from diffusers_dreamactor.pipelines.few_steps import load_lora, use_few_steps
+    from diffusers_dreamactor.pipelines.few_steps import RELIGHTING_LORA, load_lora, use_few_steps
 
     device = check_device(args.device)
     asked = {
@@ -415,6 +419,8 @@ def load_pipeline(args: argparse.Namespace, picture=None):
     if args.fast:
         lora, weight = loras.pop(0) if loras else (None, 1.0)
         args.few_steps = use_few_steps(pipe, lora, weight)
+    if getattr(args, "relight", False):
+        loras.append((RELIGHTING_LORA, 1.0))
     for number, (lora, weight) in enumerate(loras):
         load_lora(pipe, lora, weight, f"lora_{number}")
     plan.apply(pipe)
@@ -484,6 +490,8 @@ def run_animate(args: argparse.Namespace) -> None:
     given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]
     given += [args.background, args.mask]
     check_output(args.output, VIDEO_SUFFIXES, given)
+    if args.relight and not args.replace:
+        raise ValueError("`--relight` was given, but it is for `--replace`, which puts the person into a scene.")
     # what cannot be read is said before the model is loaded
     for path in args.reference:
         load_picture(path)

@@ -1,6 +1,7 @@
 """The memory that generating a video takes: the pipeline's own sampler, traced on the meta device."""
 
 import weakref
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
@@ -98,7 +99,7 @@ def trace_generation(
     def see_cache(module, args, kwargs, output) -> None:
         nonlocal most_cached
         caches.add(kwargs["condition_cache"])
-        most_cached = max(most_cached, _cached_bytes(caches))
+        most_cached = max(most_cached, cached_bytes(caches))
 
     handle, scheduler = pipe.transformer.register_forward_hook(see_cache, with_kwargs=True), pipe.scheduler
     pipe.scheduler = _MetaScheduler()
@@ -113,7 +114,8 @@ def trace_generation(
     return GenerationMemory(trace.peaks, most_cached)
 
 
-def _cached_bytes(caches: "weakref.WeakSet[ConditionCache]") -> int:
+def cached_bytes(caches: Iterable[ConditionCache]) -> int:
+    """Bytes that caches hold together."""
     held = {}
     for cache in caches:
         for part in (cache, *cache.blocks):

@@ -298,7 +298,9 @@ def _check(kind: str, offload: str | None, quantize: str | None, file: str | Non
     if quantize == "fp8" and kind == "mps":
         raise ValueError('`quantize` is "fp8", but mps has no fp8: "int8" or "gguf" is accepted.')
     if quantize == "int8" and importlib.util.find_spec("torchao") is None:
-        raise ImportError('`quantize` is "int8", but torchao is not installed: `pip install torchao`.')
+        raise ImportError(
+            '`quantize` is "int8", but torchao is not installed: `pip install "diffusers-dreamactor[int8]"`.'
+        )
     if quantize == "int8" and offload == "disk":
         raise ValueError(
             '`offload` is "disk", but int8 weights of torchao cannot be written to files: take another one.'
