@@ -172,6 +172,19 @@ def test_no_clip_is_seen_twice_and_held_out_motions_are_apart(kit):
     torch.testing.assert_close(again, videos[1], atol=0.02, rtol=0)
 
 
+def test_clips_are_rendered_in_full_precision_within_autocast(kit, tmp_path):
+    from gpu_kit_train import KitRun
+
+    kit_run = KitRun(tmp_path, kit, KitConfig(**TINY | {"mixed_precision": "bf16"}), minutes=1, cpu=True)
+
+    def make(numbers, scale, step):
+        return kit_run.generator.videos(numbers, scale, 5)
+
+    expected = kit_run.batch("vae", 0, make, 1)["video"]
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(kit_run.batch("vae", 0, make, 1)["video"], expected)
+
+
 def test_an_archive_over_the_limit_is_not_written(bodies, tmp_path):
     with pytest.raises(ValueError, match="`limit` is 1"):
         pack(bodies[0].path, tmp_path / "kit.tar.gz", num_motions=1, motion_frames=9, wheels=False, limit=1e6)
