@@ -101,10 +101,7 @@ class KitRun:
         if (phase, place) in self._pool:
             return {name: value.to(self.device) for name, value in self._pool[phase, place].items()}
         numbers = FIRST_NUMBERS[phase] + place * size + torch.arange(size)
-        scale = scale_of(place, self.config.portraits, self.config.half_bodies)
-        # half precision is for the models: it would move the people about by centimetres
-        with torch.autocast(self.device.type, enabled=False):
-            clips = make(numbers, scale, place)
+        clips = make(numbers, scale_of(place, self.config.portraits, self.config.half_bodies), place)
         if self.config.pool:
             clips = {name: value for name, value in clips.items() if torch.is_tensor(value)}
             self._pool[phase, place] = {name: value.cpu() for name, value in clips.items()}

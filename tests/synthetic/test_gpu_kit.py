@@ -116,7 +116,7 @@ def test_three_slices_are_bit_for_bit_one_run_and_make_a_repository(kit, tmp_pat
 
     # further training begins with it
     disassemble(tmp_path / "model", tmp_path / "start")
-    changes = {"vae_steps": 0, "face_steps": 0, "steps": 1, "evaluation_steps": 0}
+    changes = {"vae_steps": 0, "face_steps": 0, "steps": 1, "evaluation_steps": 0, "mixed_precision": "bf16"}
     run(monkeypatch, "--start", str(tmp_path / "start"), *arguments(kit, tmp_path / "on", **changes))
     on, _ = read_weights(tmp_path / "on" / "weights")
     for name, model in on.items():
@@ -168,21 +168,10 @@ def test_no_clip_is_seen_twice_and_held_out_motions_are_apart(kit):
     for index in range(len(videos)):
         others = [video for place, video in enumerate(videos) if place != index]
         assert all((videos[index] - other).abs().mean() > 0.05 for other in others)
-    again = generators[0].videos(numbers[1:], "portrait", 5)["video"][0]
-    torch.testing.assert_close(again, videos[1], atol=0.02, rtol=0)
-
-
-def test_clips_are_rendered_in_full_precision_within_autocast(kit, tmp_path):
-    from gpu_kit_train import KitRun
-
-    kit_run = KitRun(tmp_path, kit, KitConfig(**TINY | {"mixed_precision": "bf16"}), minutes=1, cpu=True)
-
-    def make(numbers, scale, step):
-        return kit_run.generator.videos(numbers, scale, 5)
-
-    expected = kit_run.batch("vae", 0, make, 1)["video"]
+    # half precision is for the models
     with torch.autocast("cpu", torch.bfloat16):
-        assert torch.equal(kit_run.batch("vae", 0, make, 1)["video"], expected)
+        again = generators[0].videos(numbers[1:], "portrait", 5)["video"][0]
+    torch.testing.assert_close(again, videos[1], atol=0.02, rtol=0)
 
 
 def test_an_archive_over_the_limit_is_not_written(bodies, tmp_path):
