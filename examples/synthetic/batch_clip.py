@@ -100,16 +100,10 @@ class ClipGenerator:
         looks = random_looks(draws, self.body, place, self.styles)
         return People(looks, *self.body.shaped(looks.shape, looks.hair))
 
-    def poses(self, draws: Draws, scale: str, num_frames: int, expression: int = 0) -> tuple[Pose, Pose, torch.Tensor]:
+    def poses(self, draws: Draws, scale: str, num_frames: int, expression: int = 0) -> tuple[Pose, Pose]:
         """
-        What N people do: poses of `N num_frames` frames, and of `N NUM_REFERENCES` references, from another motion: facing the camera
-        most, and turned to either side most.
-
-        Args:
-            expression (`int`): other numbers differ in nothing but the face.
-
-        Returns:
-            both poses, and whether each clip is seen in a mirror `(N,)`.
+        What N people do: poses of `N num_frames` frames, and of `N NUM_REFERENCES` references, taken from another motion: facing
+        the camera most, and turned to either side most. Other numbers of `expression` differ in nothing but the face.
         """
         bank = self.bank
         pool = bank.pool(scale, self.held_out)
@@ -135,7 +129,7 @@ class ClipGenerator:
         still = self._pose(other, picks, other, mirrored)
         # the first picture is calm
         still.actions[::NUM_REFERENCES] *= 0.3
-        return pose, still, mirrored
+        return pose, still
 
     def _pose(self, motion: torch.Tensor, frame: torch.Tensor, face: torch.Tensor, mirrored: torch.Tensor) -> Pose:
         bank, body = self.bank, self.body
@@ -241,7 +235,7 @@ class ClipGenerator:
         draws, (height, width) = self.draws(numbers), self.picture_size(scale)
         people = self.people(draws, height, width)
         camera = BatchCamera.random(draws, scale, height, width)
-        pose, still, _ = self.poses(draws, scale, num_frames, expression)
+        pose, still = self.poses(draws, scale, num_frames, expression)
         own_camera = camera.framed_for(people.bones, self.body)
         frames, regions, motion = self.show(people, own_camera, pose)
         references, _, reference_motion = self.show(people, own_camera, still, _FAR_FRAME)
