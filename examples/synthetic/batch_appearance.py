@@ -98,6 +98,9 @@ def random_looks(
     def between(name, low, high):
         return draws.uniform(name, low=low, high=high)
 
+    def grey(name, low, high):
+        return between(name, low, high)[:, None].expand(-1, 3)
+
     def tone(name, tones, spread):
         position = draws.uniform(name) * (len(tones) - 1)
         table = torch.tensor(tones, device=device)
@@ -113,16 +116,20 @@ def random_looks(
     skin = torch.where(fantastic, random_colors(draws, "fantastic skin"), tone("skin", _TONES, 0.035))
     dyed = draws.chance("dyed", 0.15)[:, None]
     hair_color = torch.where(dyed, random_colors(draws, "dye"), tone("hair", _HAIR_TONES, 0.04))
-    grey_hair = between("grey hair", 0.4, 0.9)[:, None].expand(-1, 3)
-    hair_color = torch.where(draws.chance("old", 0.12)[:, None], grey_hair, hair_color)
+    hair_color = torch.where(draws.chance("old", 0.12)[:, None], grey("grey hair", 0.4, 0.9), hair_color)
     made_up = draws.chance("made up", 0.12)[:, None]
     redness = between("lips", 0.3, 1.1)[:, None] * (0.25 + 0.75 * skin.mean(dim=1, keepdim=True))
     flesh = skin * 0.66 + torch.tensor([0.27, 0.02, 0.06], device=device) * redness
     lips = torch.where(
-        made_up, hsv_to_rgb(between("lipstick", -0.08, 0.04), between("lip", 0.5, 1), between("l", 0.4, 0.95)), flesh
+        made_up,
+        hsv_to_rgb(
+            between("lipstick", -0.08, 0.04),
+            between("lipstick strength", 0.5, 1),
+            between("lipstick value", 0.4, 0.95),
+        ),
+        flesh,
     )
     iris = hsv_to_rgb(draws.uniform("iris"), between("iris saturation", 0.1, 0.8), between("iris value", 0.1, 0.65))
-    grey = lambda name, low, high: between(name, low, high)[:, None].expand(-1, 3)  # noqa: E731
     colors = {
         "skin": skin,
         "hair": hair_color,
@@ -184,7 +191,7 @@ def random_looks(
         "iris_x": torch.full_like(skin[:, 0], 0.0307),
         "iris_z": between("iris height", 0.7112, 0.7128),
         "blush": between("blush", -0.1, 0.35).clamp(min=0),
-        "jacket": torch.where(draws.chance("jacket", 0.2), between("jacket", 0.03, 0.1), torch.ones_like(skin[:, 0])),
+        "jacket": torch.where(draws.chance("jacket", 0.2), between("jacket edge", 0.03, 0.1), torch.ones_like(skin[:, 0])),
         "ambient": between("ambient", 0.35, 0.75),
         "key": between("key", 0.25, 0.75),
         "dark": torch.zeros_like(skin[:, 0]),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -39,6 +41,17 @@ class People:
     vertices: torch.Tensor
     bones: torch.Tensor
     normals: torch.Tensor
+
+
+def _in_full_precision(method: Callable) -> Callable:
+    """Renders without gradients, and in float32 where models run in half precision: it would move people by centimetres."""
+
+    @functools.wraps(method)
+    def render_in_full_precision(self, *arguments, **options):
+        with torch.no_grad(), torch.autocast(self.body.device.type, enabled=False):
+            return method(self, *arguments, **options)
+
+    return render_in_full_precision
 
 
 class ClipGenerator:
@@ -87,16 +100,10 @@ class ClipGenerator:
         looks = random_looks(draws, self.body, place, self.styles)
         return People(looks, *self.body.shaped(looks.shape, looks.hair))
 
-    def poses(self, draws: Draws, scale: str, num_frames: int, expression: int = 0) -> tuple[Pose, Pose, torch.Tensor]:
+    def poses(self, draws: Draws, scale: str, num_frames: int, expression: int = 0) -> tuple[Pose, Pose]:
         """
-        What N people do: poses of `N num_frames` frames, and of `N NUM_REFERENCES` references, from another motion: facing the camera
-        most, and turned to either side most.
-
-        Args:
-            expression (`int`): other numbers differ in nothing but the face.
-
-        Returns:
-            both poses, and whether each clip is seen in a mirror `(N,)`.
+        What N people do: poses of `N num_frames` frames, and of `N NUM_REFERENCES` references, taken from another motion: facing
+        the camera most, and turned to either side most. Other numbers of `expression` differ in nothing but the face.
         """
         bank = self.bank
         pool = bank.pool(scale, self.held_out)
@@ -122,7 +129,7 @@ class ClipGenerator:
         still = self._pose(other, picks, other, mirrored)
         # the first picture is calm
         still.actions[::NUM_REFERENCES] *= 0.3
-        return pose, still, mirrored
+        return pose, still
 
     def _pose(self, motion: torch.Tensor, frame: torch.Tensor, face: torch.Tensor, mirrored: torch.Tensor) -> Pose:
         bank, body = self.bank, self.body
@@ -185,7 +192,7 @@ class ClipGenerator:
         crops, _ = render(self.body, actors.looks, vertices, normals, points, clip, size, size)
         return (crops * 255).round().byte()
 
-    @torch.no_grad()
+    @_in_full_precision
     def videos(self, numbers: torch.Tensor, scale: str, num_frames: int) -> dict[str, torch.Tensor]:
         """Pictures alone: `video (N, 3, F, H, W)` in [-1, 1] and `regions (N, F, H, W)` uint8."""
         draws = self.draws(numbers)
@@ -194,7 +201,7 @@ class ClipGenerator:
         frames, regions, _ = self.show(people, camera, self.poses(draws, scale, num_frames)[0])
         return {"video": _as_video(frames, len(draws)), "regions": regions.unflatten(0, (len(draws), -1))}
 
-    @torch.no_grad()
+    @_in_full_precision
     def faces(self, numbers: torch.Tensor, frames_each: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Crops `(N, frames_each, 3, S, S)` uint8 of N people in portraits, and their actions `(N, frames_each, 52)`."""
         draws = self.draws(numbers)
@@ -207,7 +214,7 @@ class ClipGenerator:
         actions = pose.actions[:, self.bank.arkit_order].clamp(0, 1)
         return _frames(crops, len(draws)), _frames(actions, len(draws))
 
-    @torch.no_grad()
+    @_in_full_precision
     def clips(
         self, numbers: torch.Tensor, scale: str, num_frames: int, crops: bool = True, expression: int = 0
     ) -> dict[str, torch.Tensor | BatchMotion]:
@@ -228,7 +235,7 @@ class ClipGenerator:
         draws, (height, width) = self.draws(numbers), self.picture_size(scale)
         people = self.people(draws, height, width)
         camera = BatchCamera.random(draws, scale, height, width)
-        pose, still, _ = self.poses(draws, scale, num_frames, expression)
+        pose, still = self.poses(draws, scale, num_frames, expression)
         own_camera = camera.framed_for(people.bones, self.body)
         frames, regions, motion = self.show(people, own_camera, pose)
         references, _, reference_motion = self.show(people, own_camera, still, _FAR_FRAME)

@@ -41,10 +41,15 @@ def use_carried_wheels(kit: Path) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     """Train until the minutes are over."""
+    import torch
     from gpu_kit_config import KitConfig
     from gpu_kit_phases import train_face_encoder, train_transformer, train_vae
     from gpu_kit_train import KitRun
 
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    if arguments.deterministic:
+        torch.use_deterministic_algorithms(True, warn_only=True)
     folder = Path(arguments.output)
     config = KitConfig.of_run(folder, arguments)
     limits = (arguments.minutes, arguments.checkpoint_minutes, arguments.cpu, arguments.most_steps)
@@ -75,6 +80,9 @@ def parse_arguments() -> argparse.Namespace:
     command.add_argument("--most_steps", type=int, help="stop after so many steps, though there are minutes left")
     command.add_argument("--threads", type=int, help="of the processor; PyTorch's own choice by default")
     command.add_argument("--cpu", action="store_true")
+    command.add_argument(
+        "--deterministic", action="store_true", help="the same bits in every run on a GPU, too, at the cost of speed"
+    )
     if len(sys.argv) > 1 and sys.argv[1] == "run":
         from gpu_kit_config import KitConfig
 
@@ -106,10 +114,6 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     use_carried_wheels(HERE)
     arguments = parse_arguments()
-    if getattr(arguments, "threads", None):
-        import torch
-
-        torch.set_num_threads(arguments.threads)
     if arguments.command == "pack":
         from gpu_kit_pack import pack
 

@@ -87,7 +87,7 @@ def train_vae(run: KitRun) -> bool:
         compute,
         evaluate,
     )
-    run._pool = {}
+    run.pool = {}
     if done and teacher is None and config.vae_steps:
         normalize(run, vae)
     run.models["vae"] = vae.requires_grad_(False)
@@ -177,7 +177,7 @@ def train_face_encoder(run: KitRun) -> bool:
         compute,
         evaluate,
     )
-    run._pool = {}
+    run.pool = {}
     run.models["face_motion_encoder"] = encoder.requires_grad_(False)
     return done
 

@@ -76,7 +76,7 @@ class KitRun:
         self.generator = ClipGenerator(body, bank, **size)
         self.held_out = ClipGenerator(body, bank, held_out=True, **size)
         self.models: dict[str, torch.nn.Module] = {}
-        self._pool: dict = {}
+        self.pool: dict = {}
 
     def write_weights(self, done: bool) -> None:
         """Writes the models that there are to `weights/`."""
@@ -98,13 +98,13 @@ class KitRun:
     def batch(self, phase: str, step: int, make: Callable[[torch.Tensor, str, int], dict], size: int) -> dict:
         """The clips of a step, by their numbers; with a pool, those of an earlier one after some steps."""
         place = step % self.config.pool if self.config.pool else step
-        if (phase, place) in self._pool:
-            return {name: value.to(self.device) for name, value in self._pool[phase, place].items()}
+        if (phase, place) in self.pool:
+            return {name: value.to(self.device) for name, value in self.pool[phase, place].items()}
         numbers = FIRST_NUMBERS[phase] + place * size + torch.arange(size)
         clips = make(numbers, scale_of(place, self.config.portraits, self.config.half_bodies), place)
         if self.config.pool:
             clips = {name: value for name, value in clips.items() if torch.is_tensor(value)}
-            self._pool[phase, place] = {name: value.cpu() for name, value in clips.items()}
+            self.pool[phase, place] = {name: value.cpu() for name, value in clips.items()}
         return clips
 
     def train(

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 
 pytest.importorskip("anny", reason="the extra `synthetic` is not installed")
@@ -114,14 +115,16 @@ def test_three_slices_are_bit_for_bit_one_run_and_make_a_repository(kit, tmp_pat
         for key, value in model.state_dict().items():
             torch.testing.assert_close(getattr(pipe, name).state_dict()[key].float(), value.float())
 
-    # further training begins with it
+    # further training begins with it, in half precision, as on a GPU
+    AcceleratorState._reset_state(reset_partial_state=True)
     disassemble(tmp_path / "model", tmp_path / "start")
-    changes = {"vae_steps": 0, "face_steps": 0, "steps": 1, "evaluation_steps": 0}
+    changes = {"vae_steps": 0, "face_steps": 0, "steps": 1, "evaluation_steps": 0, "mixed_precision": "bf16"}
     run(monkeypatch, "--start", str(tmp_path / "start"), *arguments(kit, tmp_path / "on", **changes))
     on, _ = read_weights(tmp_path / "on" / "weights")
     for name, model in on.items():
         same = all(torch.equal(value, models[name].state_dict()[key]) for key, value in model.state_dict().items())
         assert same == (name in ("vae", "face_motion_encoder")), name
+    AcceleratorState._reset_state(reset_partial_state=True)
 
     generate_and_measure(kit, pipe, tmp_path)
 
@@ -168,7 +171,9 @@ def test_no_clip_is_seen_twice_and_held_out_motions_are_apart(kit):
     for index in range(len(videos)):
         others = [video for place, video in enumerate(videos) if place != index]
         assert all((videos[index] - other).abs().mean() > 0.05 for other in others)
-    again = generators[0].videos(numbers[1:], "portrait", 5)["video"][0]
+    # half precision is for the models
+    with torch.autocast("cpu", torch.bfloat16):
+        again = generators[0].videos(numbers[1:], "portrait", 5)["video"][0]
     torch.testing.assert_close(again, videos[1], atol=0.02, rtol=0)
 
 
