@@ -774,3 +774,41 @@ def test_nothing_of_mediapipe_reaches_stderr(capture_models, media, tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     lines = [line for line in done.stderr.splitlines() if re.match(r"[IWEF]\d{4} |WARNING: All log|INFO: ", line)]
     assert lines == []
+
+
+def test_a_face_is_looked_for_backwards_from_where_it_is_found(capture, man, boy, monkeypatch):
+    """He comes across the picture among others, and his body is only found at the end."""
+    from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
+
+    place = np.linspace(640, 20, 20).astype(int)
+    frames = [scene((boy[i], 700), (man[i][:, 80:540], place[i] // 2)) for i in range(20)]
+    numbers = {frame[::16, ::16].tobytes(): index for index, frame in enumerate(frames)}
+    find = Landmarkers.find_people
+
+    def find_late(self, frame, worker=0):
+        index = numbers[frame[::16, ::16].tobytes()]
+        return [each for each in find(self, frame, worker) if index >= 16 or each.keypoints[0, 0] > 800]
+
+    monkeypatch.setattr(Landmarkers, "find_people", find_late)
+    motion = capture.capture(frames, fps=4, person=(230, 400), progress=False)
+    assert (motion.face.confidence >= 0.5).all()
+    middle = (motion.face.boxes[:, 0] + motion.face.boxes[:, 2]) / 2
+    assert np.ptp(middle - place // 2) < 60
+
+
+def test_after_a_cut_faces_are_looked_for_anew(capture, media, monkeypatch):
+    """A drawn woman, whose body is not found, elsewhere and smaller after the cut."""
+    woman = list(VideoReader(media / "drivers" / "cartoon_woman.gif"))[:8]
+    frames = []
+    for index, picture in enumerate(woman + woman):
+        after = index >= len(woman)
+        canvas = np.full((512, 512, 3), (30, 60, 120) if after else (220, 200, 160), np.uint8)
+        size = 320 if after else 256
+        picture = np.asarray(Image.fromarray(picture).resize((size, size)))
+        corner = (190, 180) if after else (0, 20)
+        canvas[corner[1] : corner[1] + size, corner[0] : corner[0] + size] = picture
+        frames.append(canvas)
+    motion = capture.capture(frames, fps=12, progress=False)
+    assert (motion.face.confidence >= 0.5).all()
+    x = motion.face.boxes[:, ::2].mean(axis=1)
+    assert (x[: len(woman)] < 190).all() and (x[len(woman) :] > 250).all()
