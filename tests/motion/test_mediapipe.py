@@ -24,6 +24,7 @@ from diffusers_dreamactor.motion.capture.to_motion import to_motion
 from diffusers_dreamactor.motion.capture.tracking import CutDetector, Person, PersonTracker, colour_histogram
 from diffusers_dreamactor.motion.sequence import head_yaw_pitch_roll, project
 from diffusers_dreamactor.motion.skeleton import JOINT_INDEX, LEFT_HAND, RIGHT_HAND
+from diffusers_dreamactor.processors.face_motion import FaceMotionProcessor
 
 
 WIDTH, HEIGHT, FOCAL_LENGTH = 640, 480, 800.0
@@ -812,3 +813,17 @@ def test_after_a_cut_faces_are_looked_for_anew(capture, media, monkeypatch):
     assert (motion.face.confidence >= 0.5).all()
     x = motion.face.boxes[:, ::2].mean(axis=1)
     assert (x[: len(woman)] < 190).all() and (x[len(woman) :] > 250).all()
+
+
+def test_the_crop_that_is_held_is_of_the_last_face_that_was_found():
+    """Not of the last frame that was guessed: it shows a sleeve by then. Short gaps between two finds are no loss."""
+    observed = observations(turned(np.zeros(60)))
+    found = [index < 13 or 17 <= index < 25 or index >= 45 for index in range(60)]
+    looks = [face_look(0) if each else None for each in found]
+    motion = to_motion(looks, observed, np.zeros(60, np.int64), [slice(0, 60)], Reader(), "video", True)
+    frames = [np.full((HEIGHT, WIDTH, 3), index, np.uint8) for index in range(60)]
+    processor = FaceMotionProcessor(size=16)
+    crops = processor(frames, motion.face.boxes, motion.face.confidence)[0]
+    shown = np.round((crops[:, 0, 8, 8].astype(np.float64))).astype(int)
+    expected = [24 if 25 <= index < 45 else index for index in range(60)]
+    np.testing.assert_array_equal(shown, expected)
