@@ -827,3 +827,18 @@ def test_the_crop_that_is_held_is_of_the_last_face_that_was_found():
     shown = np.round((crops[:, 0, 8, 8].astype(np.float64))).astype(int)
     expected = [24 if 25 <= index < 45 else index for index in range(60)]
     np.testing.assert_array_equal(shown, expected)
+
+
+@pytest.mark.parametrize("length", [1, 3])
+def test_a_wrist_that_is_elsewhere_for_some_frames_is_no_gesture(length):
+    """However still it is there: it got there faster than arms go. A fast gesture keeps its peak."""
+    fps, size = 24.0, 350.0
+    steady = observations(np.repeat(STANDING[None], 48, axis=0))
+    elsewhere = PoseObservations(*(array.copy() for array in vars(steady).values()))
+    elsewhere.keypoints[20 : 20 + length, 15] += [0.6 * size, 0.0]
+    repaired = repair(elsewhere, [slice(0, 48)], fps, smoothed=False)
+    np.testing.assert_allclose(repaired.keypoints[:, 15], steady.keypoints[:, 15], atol=1.0)
+    wave = PoseObservations(*(array.copy() for array in vars(steady).values()))
+    wave.keypoints[:, 15, 0] += 0.15 * size * np.exp(-(((np.arange(48) - 20) / 1.2) ** 2))
+    kept = repair(wave, [slice(0, 48)], fps, smoothed=False)
+    np.testing.assert_allclose(kept.keypoints[:, 15], wave.keypoints[:, 15], atol=1.0)
