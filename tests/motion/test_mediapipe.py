@@ -824,7 +824,7 @@ def test_the_crop_that_is_held_is_of_the_last_face_that_was_found():
     frames = [np.full((HEIGHT, WIDTH, 3), index, np.uint8) for index in range(60)]
     processor = FaceMotionProcessor(size=16)
     crops = processor(frames, motion.face.boxes, motion.face.confidence)[0]
-    shown = np.round((crops[:, 0, 8, 8].astype(np.float64))).astype(int)
+    shown = np.round(crops[:, 0, 8, 8].astype(np.float64)).astype(int)
     expected = [24 if 25 <= index < 45 else index for index in range(60)]
     np.testing.assert_array_equal(shown, expected)
 
