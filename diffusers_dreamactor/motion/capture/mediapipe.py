@@ -5,7 +5,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,11 +18,12 @@ from tqdm.auto import tqdm
 from ...media import VideoReader
 from ..face_crops import cut_square, square_around
 from ..sequence import MotionSequence
-from .body_pose import PoseObservations, hand_is_plausible
+from .body_pose import PoseObservations
 from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
+from .hands import find_hands
 from .head_pose import FaceLook, head_guess
-from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Hand, Landmarkers
+from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Landmarkers
 from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
@@ -35,6 +36,8 @@ logger = logging.get_logger(__name__)
 _ALIKE = 0.5
 # How long after (or before) it was seen a person is looked for where it was.
 _SEARCH_SECONDS = 1.0
+# As many frames as are held when faces are looked for backwards.
+_PIECE = 8
 # how much of the picture is kept with a face, as a multiple of the face box's side
 _CROP_SCALE = 2.0
 
@@ -301,13 +304,66 @@ class MediaPipeCapture:
                     observed.world[index] = person.world
                     observed.visibility[index] = person.visibility
                     # Hands of this frame are found while the next frame's face is.
-                    pending.append(executor.submit(_find_hands, landmarkers, frame, person, index, observed))
+                    pending.append(executor.submit(find_hands, landmarkers, frame, person, index, observed))
                 while len(pending) > 3:
                     pending.popleft().result()
                 bar.update()
             for hands in pending:
                 hands.result()
+        _look_back(reader, landmarkers, survey, chosen, looks, observed)
         return looks, observed, lost
+
+
+def _look_back(
+    reader: VideoReader,
+    landmarkers: Landmarkers,
+    survey: _Survey,
+    chosen: list[tuple[int, Person] | None],
+    looks: list[FaceLook | None],
+    observed: PoseObservations,
+) -> None:
+    """
+    Looks for the face backwards in time from where it was first found, or found again, into `looks`: who was small, turned or
+    among others before is found from where they come out. Where people touch nobody is looked for.
+    """
+    near = survey.tracker.near
+    longest_miss = max(2, round(0.1 * reader.fps))
+    for shot in survey.shots:
+        numbers = {each[0] for each in chosen[shot] if each is not None}
+        own = survey.tracker.tracks[numbers.pop()] if numbers else None
+        for found in range(shot.stop - 1, shot.start, -1):
+            look, missed, index = looks[found], 0, found - 1
+            if look is None or looks[index] is not None:
+                continue
+            while index >= shot.start and looks[index] is None and index not in near and missed <= longest_miss:
+                # Piece by piece: a file is only read forwards.
+                start = max(shot.start, index - _PIECE + 1)
+                for frame in reversed(list(reader.frames(start, index + 1))):
+                    if looks[index] is not None or index in near or missed > longest_miss:
+                        break
+                    others = [t.detections[index] for t in survey.tracks if t is not own and index in t.detections]
+                    scene = _Scene(own, Contact(own, [], {}), others)
+                    person = _person_of(observed, index)
+                    again = landmarkers.find_face(
+                        frame,
+                        [(look.middle, look.side)],
+                        lambda each: scene.face_may_be_own(each, person),  # noqa: B023
+                    )
+                    if again is not None and (person is None or again.fits(person.keypoints)):
+                        looks[index], look, missed = again, again, 0
+                    else:
+                        missed += 1
+                    index -= 1
+                else:
+                    continue
+                break
+
+
+def _person_of(observed: PoseObservations, index: int) -> Person | None:
+    """The pose of frame `index`, None where there is none."""
+    if not observed.seen[index]:
+        return None
+    return Person(observed.keypoints[index], observed.world[index], observed.visibility[index])
 
 
 def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -431,42 +487,3 @@ def _agree(
     if (person is None and alone) or steady:
         return look, None
     return None, person
-
-
-def _find_hands(
-    landmarkers: Landmarkers, frame: np.ndarray, person: Person, index: int, observed: PoseObservations
-) -> None:
-    """The left and the right hand of a frame, where the pose sees a wrist, into `observed`."""
-    height, width = frame.shape[:2]
-    keypoints, visibility = person.keypoints, person.visibility
-    for side in range(2):
-        wrist, elbow = keypoints[15 + side], keypoints[13 + side]
-        if visibility[15 + side] < 0.5 or (wrist < 0).any() or (wrist > [width, height]).any():
-            continue
-        reach = max(np.linalg.norm(wrist - elbow), 0.6 * np.linalg.norm(keypoints[11] - keypoints[12]), 8.0)
-        middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
-        hand = _best_hand(landmarkers.find_hands(frame, middle, 2.0 * reach), person, side)
-        if hand is not None:
-            low, high = hand.keypoints.min(axis=0), hand.keypoints.max(axis=0)
-            centre, extent = (low + high) / 2, (high - low).max()
-            if np.abs(centre - middle).max() > 0.35 * reach:
-                # At the crop's edge fingers may be cut off: once more, with the hand in the middle.
-                for again in landmarkers.find_hands(frame, centre, 3.0 * extent):
-                    if np.linalg.norm(again.keypoints.mean(axis=0) - hand.keypoints.mean(axis=0)) < 0.5 * extent:
-                        hand = replace(again, score=hand.score)
-                        break
-            observed.hand_keypoints[index, side] = hand.keypoints
-            observed.hand_world[index, side] = hand.world
-            observed.hand_score[index, side] = hand.score
-
-
-def _best_hand(hands: list[Hand], person: Person, side: int) -> Hand | None:
-    """Of the hands in a crop the one nearest to the wrist on `side`, of those that belong to it."""
-    best, best_distance = None, np.inf
-    for hand in hands:
-        plausible, distance = hand_is_plausible(
-            hand.keypoints, person.keypoints, person.visibility, side, hand.is_left
-        )
-        if plausible and distance < best_distance:
-            best, best_distance = replace(hand, score=hand.score * (1 - 0.4 * distance)), distance
-    return best
