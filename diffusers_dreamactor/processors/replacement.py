@@ -17,12 +17,15 @@ from ..pictures import cover
 _IN_THE_HEAD = {JOINT_INDEX[f"{side}_{part}"] for side in ("left", "right") for part in ("eye", "ear")}
 _BONES = tuple(bone for bone in BONES if bone[0] < NUM_BODY_JOINTS and bone[0] not in _IN_THE_HEAD)
 _TORSO = [JOINT_INDEX[name] for name in ("right_shoulder", "left_shoulder", "left_hip", "right_hip")]
+_ARMS = {JOINT_INDEX[f"{side}_{joint}"] for side in ("left", "right") for joint in ("elbow", "wrist")}
 _HANDS = [JOINT_INDEX[name] for name in ("right_wrist", "left_wrist")]
 # Where a picture does not show a bone: half its flesh's thickness, and the reach of a hand, as shares of the head's radius.
 _USUAL_RADIUS = 0.45
 _HAND_RADIUS = 0.8
 # A bone's flesh, clothes and hair are not thicker than this, as a share of the head's radius: what is more is background.
 _GREATEST_RADIUS = 1.6
+# ... and the arms' no thicker than this: a cloak at a forearm is the trunk's.
+_GREATEST_ARM = 0.9
 _SEEN = 0.5
 # masks of the frames before, at and after a frame
 _SMOOTHING = (1.0, 2.0, 1.0)
@@ -69,7 +72,8 @@ class Silhouette:
             own = away[part, nearest == part]
             if len(own) < 8:
                 return None
-            return min(float(np.percentile(own, 95)) + step / 2, _GREATEST_RADIUS * head_radius)
+            greatest = _GREATEST_ARM if part and bones[part - 1][0] in _ARMS else _GREATEST_RADIUS
+            return min(float(np.percentile(own, 95)) + step / 2, greatest * head_radius)
 
         radii = {bone: thickness(1 + bones.index(bone)) for bone in _drawn_bones(motion, 0)}
         radii = {bone: radius for bone, radius in radii.items() if radius is not None}

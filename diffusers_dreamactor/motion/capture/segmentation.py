@@ -21,6 +21,7 @@ _TRUNK = tuple(
     (landmark, JOINT_INDEX[name])
     for landmark, name in ((12, "right_shoulder"), (11, "left_shoulder"), (24, "right_hip"), (23, "left_hip"))
 )
+_HIPS = (JOINT_INDEX["right_hip"], JOINT_INDEX["left_hip"])
 _LEGS = tuple(JOINT_INDEX[f"{side}_{name}"] for side in ("left", "right") for name in ("hip", "knee", "ankle"))
 
 
@@ -128,7 +129,7 @@ class PersonSegmenter:
 def reached_points(motion: MotionSequence, index: int) -> tuple[np.ndarray, np.ndarray]:
     """
     Points `(N, 2)` in pixels that a person reaches in a frame: joints that are drawn and around the head, none where nobody is;
-    and legs that are not drawn, where they are held inside the picture.
+    and hips and legs that are not drawn, where they are held inside the picture or at its edge.
     """
     drawn, held = [], []
     if motion.body is not None:
@@ -136,6 +137,9 @@ def reached_points(motion: MotionSequence, index: int) -> tuple[np.ndarray, np.n
         drawn.extend(keypoints[BODY][seen[BODY]])
         inside = ((keypoints >= 0) & (keypoints < [motion.width, motion.height])).all(axis=-1)
         held.extend(keypoints[joint] for joint in _LEGS if inside[joint] and not seen[joint])
+        if seen.any() and not seen[list(_HIPS)].all():
+            # a trunk whose hips are below the picture reaches to its edge
+            held.extend(np.clip(keypoints[list(_HIPS)], 0, [motion.width - 1, motion.height - 1]))
     if motion.head is not None and motion.head.confidence[index] >= 0.5:
         center, reach = motion.head.center[index], 1.4 * motion.head.radius[index]
         drawn.extend([center - reach, center + reach])
