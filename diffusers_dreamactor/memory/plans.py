@@ -147,7 +147,6 @@ class MemoryPlan:
             onload_device=torch.device(self.device),
             num_blocks_per_group=1,
             use_stream=_prefetches(self.device),
-            low_cpu_mem_usage=True,
             offload_to_disk_path=os.fspath(folder) if on_disk else None,
             exclude_modules=sorted(models - set(_MOVED_IN_GROUPS)),
         )

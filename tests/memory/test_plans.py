@@ -127,7 +127,7 @@ def test_memory_grows_with_the_video_up_to_a_segment(repository):
     def peak(*video):
         return max(trace_generation(meta_pipeline(repository), *video, segment_frames=9).peaks.values())
 
-    assert peak(32, 32, 5) < peak(32, 32, 9) < peak(32, 64, 9)
+    assert peak(32, 32, 5) < peak(32, 32, 9)
     assert peak(32, 32, 13) == peak(32, 32, 100)
 
 
@@ -205,10 +205,9 @@ def test_the_tiled_vae_is_planned_where_it_helps(repository):
 def test_the_first_plan_that_fits_is_taken(repository):
     plans = list(list_memory_plans(repository, 32, 32, 5, device="cpu"))
     assert [plan.name for plan in plans] == ["float32", "bfloat16", "bfloat16, disk offload"]
-    for plan in plans:
-        chosen = plan_memory(repository, 32, 32, 5, memory=plan.peak / GIB, device="cpu")
-        assert chosen.peak <= plan.peak
-    assert plan_memory(repository, 32, 32, 5, memory=1, device="cpu").name == "float32"
+    assert plans[1].peak < plans[0].peak
+    for memory, name in ((1, "float32"), ((plans[0].peak - 1) / GIB, "bfloat16")):
+        assert plan_memory(repository, 32, 32, 5, memory=memory, device="cpu").name == name
     with pytest.raises(ValueError, match=r"`memory` is 0.1, but the least that .* takes is 0.5 GiB on cpu"):
         plan_memory(repository, 32, 32, 5, memory=0.1, device="cpu")
 
