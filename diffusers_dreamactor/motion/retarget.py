@@ -194,6 +194,8 @@ def retarget(
         self_seen = seen = np.zeros((num_frames, NUM_JOINTS))
     surely_seen = seen > 0.9999
     present = surely_seen[:, [ROOT, *HEAD_JOINTS]].any(axis=1)
+    # Somebody drawn, or very near, may have a face and no body: that is no reason to vanish.
+    there = present if motion.head is None else present | (motion.head.confidence >= 0.5)
     first = int(np.argmax(present))
     if align == "framing" and motion.body is not None:
         shown = present & _in_picture(motion.body.keypoints[:, ROOT], motion)
@@ -327,7 +329,7 @@ def retarget(
         scale = 1.0 if planar else joints[:, HEAD_JOINTS, 2].mean(axis=1, keepdims=True) / reference.focal_length
         joints[..., :2] += (shift * scale)[:, None]
     keypoints = in_pixels(joints)
-    visible = present[:, None].astype(np.float32) if body_driven else np.ones((num_frames, 1), dtype=np.float32)
+    visible = there[:, None].astype(np.float32) if body_driven else np.ones((num_frames, 1), dtype=np.float32)
     confidence = np.broadcast_to(reference.body.confidence, (num_frames, NUM_JOINTS))
     if motion.body is not None:
         share = weights.copy()

@@ -546,7 +546,7 @@ def test_a_hand_reaches_where_the_drivers_is_when_the_elbow_is_a_guess():
 
 def test_nobody_is_drawn_while_the_driver_is_away(warnings_text):
     driver = ADULT.film("wave", 72, cut=False)
-    driver.body.confidence[30:60] = 0
+    driver.body.confidence[30:60] = driver.head.confidence[30:60] = 0
     result = retarget(driver, still(TALL), 640, 480)
     assert (result.body.confidence[36:54] < 0.5).all()
     assert (result.head.confidence[36:54] < 0.5).all()
@@ -674,3 +674,16 @@ def test_who_sits_sits_on_the_ground_of_a_standing_reference():
     # Who stands still stands.
     standing = retarget(ADULT.film("stand", 20, "full_body", cut=False), reference, reference.height, reference.width)
     np.testing.assert_allclose(standing.body.joints[:, ankles, 1].max(axis=1), ground, atol=0.05 * size)
+
+
+def test_who_has_a_face_and_no_body_for_a_while_does_not_vanish():
+    driver, reference = ADULT.film("talk", 60, "portrait", cut=False), still(CHILD, "half_body")
+    driver.body.confidence[:30] = 0
+    result = retarget(driver, reference, 640, 480)
+    seen = reference.body.confidence[0] >= 0.5
+    # But for fingers, on their way from one pose to another.
+    assert (result.body.confidence[:30, :20][:, seen[:20]] >= 0.5).all()
+    assert (result.head.confidence >= 0.5).all()
+    # With neither face nor body there is nobody.
+    driver.head.confidence[:30] = 0
+    assert (retarget(driver, reference, 640, 480).body.confidence[:10] < 0.5).all()
