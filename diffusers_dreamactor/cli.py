@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from diffusers_dreamactor import __version__
+from diffusers_dreamactor.version import __version__
 
 
 ANIMATE_EXAMPLES = """examples:
@@ -271,6 +271,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sound", help="what is heard; default: the speech, or the driving video's sound")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--no-provenance",
+        action="store_true",
+        help="leave out of the MP4's metadata that it is AI-generated, by which model, with which seed and when",
+    )
+    origin.add_argument("--sidecar", action="store_true", help="also write OUTPUT.c2pa.json: a C2PA manifest to sign")
     parser.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4: look at the guidance")
     parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
 
@@ -368,9 +375,10 @@ def generate(pipe, image, args: argparse.Namespace, say: Callable = print, **dri
         num_pseudo_references=args.pseudo_references,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    with VideoWriter(output, fps=inputs.fps, audio=args.sound or inputs.sound) as writer:
+    sound, provenance = args.sound or inputs.sound, False if args.no_provenance else None
+    with VideoWriter(output, inputs.fps, sound, provenance=provenance, sidecar=args.sidecar) as writer:
         for segment in segments:
-            writer.write(segment.frames[0])
+            writer.write(segment)
     say(f"dreamactor: wrote {output} ({len(inputs)} frames at {inputs.fps:g} frames/s)")
     return {
         "frames": len(inputs),
