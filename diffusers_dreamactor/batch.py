@@ -22,6 +22,8 @@ __all__ = ["Batch", "Record", "Row", "read_manifest", "row_words"]
 
 # Options whose values are files, which a row names from the manifest's folder.
 _FILES = ("picture", "driver", "driving", "audio", "face_video", "background", "mask", "reference_motion", "sound")
+# Those whose values may be files, or else ids.
+_FILES_OR_IDS = ("model", "transformer", "lora")
 _LONGEST_STEM = 40
 
 
@@ -105,7 +107,14 @@ def _read_row(line: str, number: int, folder: Path, defaults: dict[str, Any]) ->
         paths += [options[option] for option in ("driver", "driving", "audio") if options.get(option)][:1]
         stems = [re.sub(r"[^\w.-]+", "_", Path(str(path)).stem)[:_LONGEST_STEM].lstrip(".") for path in paths]
         name = "-".join([*stems, key[:8]])
-    options = {option: _whole(value, folder) if option in _FILES else value for option, value in options.items()}
+    for option, value in options.items():
+        if option.replace("-", "_") in _FILES:
+            options[option] = _whole(value, folder)
+        elif option in _FILES_OR_IDS:
+            parts = value if isinstance(value, list) else [value]
+            is_there = [isinstance(part, str) and (folder / part.partition("@")[0]).exists() for part in parts]
+            parts = [_whole(part, folder) if there else part for part, there in zip(parts, is_there)]
+            options[option] = parts if isinstance(value, list) else parts[0]
     return Row(number, name, options, key)
 
 
@@ -168,6 +177,8 @@ def row_words(options: dict[str, Any]) -> list[str]:
             continue
         if value is True:
             words.append(option)
+        elif name == "lora" and isinstance(value, list):
+            words += [f"{option}={part}" for part in value]
         elif isinstance(value, (str, int, float)):
             words.append(f"{option}={value}")
         elif isinstance(value, list) and all(isinstance(part, (str, int, float)) for part in value):

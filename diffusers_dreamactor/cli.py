@@ -1,6 +1,7 @@
 """The `dreamactor` command: animate, batch, capture, convert, demo, doctor, speak."""
 
 import argparse
+import contextlib
 import importlib.metadata
 import importlib.util
 import os
@@ -22,6 +23,12 @@ ANIMATE_EXAMPLES = """examples:
   dreamactor animate person.png --driving dance.mp4 --output out.mp4 --preview --frames 49 --seed 7
   dreamactor animate front.png back.png --driving motion.safetensors --output out.mp4 --drive head,body
   dreamactor animate person.png --audio speech.wav --output out.mp4 --model path/or/hub-id --device cuda
+  dreamactor animate person.png --driving dance.mp4 --output out.mp4 --model Wan-AI/Wan2.2-Animate-14B-Diffusers --fast
+"""
+DOCTOR_EXAMPLES = """examples:
+  dreamactor doctor
+  dreamactor doctor --model Wan-AI/Wan2.2-Animate-14B-Diffusers --size 832x480 --frames 77
+  dreamactor doctor --model Wan-AI/Wan2.2-Animate-14B-Diffusers --size 832x480 --frames 77 --device cuda --memory 24
 """
 CAPTURE_EXAMPLES = """examples:
   dreamactor capture --download
@@ -50,10 +57,12 @@ EXTRAS = {
     "controlnet": ("controlnet_aux", "OpenPose and DWPose detections"),
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
+    "int8": ("torchao", "int8 weights"),
     "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
 CORE = ["torch", "diffusers", "transformers", "accelerate", "peft", "safetensors", "huggingface_hub", "av", "numpy"]
+DTYPES = {"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
 PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 # What errors of the library call its arguments, and the options that give them.
 OPTIONS = {
@@ -84,6 +93,11 @@ OPTIONS = {
     "pose_scale": "--pose-scale",
     "num_pseudo_references": "--pseudo-references",
     "idle": "--no-idle",
+    "memory": "--memory",
+    "offload": "--offload",
+    "quantize": "--quantize",
+    "transformer_file": "--transformer",
+    "lora": "--lora",
     "speech_from": "--speech-from",
 }
 
@@ -122,6 +136,28 @@ def parse_scales(text: str) -> dict[str, float]:
         return {name.strip(): float(value) for name, value in pairs}
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r} is not like arm=1.2,leg=0.9") from None
+
+
+def parse_memory(text: str) -> float | str:
+    """`"24"`, GiB, or `"auto"`."""
+    if text == "auto":
+        return text
+    try:
+        memory = float(text)
+    except ValueError:
+        memory = 0.0
+    if not memory > 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is neither auto nor a number of GiB like 24")
+    return memory
+
+
+def parse_lora(text: str) -> tuple[str, float]:
+    """`"lora.safetensors@0.8"` to `("lora.safetensors", 0.8)`; without a weight it is 1."""
+    name, _, weight = text.rpartition("@")
+    try:
+        return (name, float(weight)) if name else (text, 1.0)
+    except ValueError:
+        return text, 1.0
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -190,7 +226,20 @@ def build_parser() -> argparse.ArgumentParser:
     speak.add_argument("--no-idle", action="store_true", help="no blinks and no sway of the head")
     speak.add_argument("--seed", type=int, default=0, help="seed of blinks and sway (default: %(default)s)")
 
-    commands.add_parser("doctor", help="versions, devices, extras and model files")
+    doctor = commands.add_parser(
+        "doctor",
+        help="versions, devices, extras and model files; with --model, the memory that it takes",
+        epilog=DOCTOR_EXAMPLES,
+        formatter_class=raw,
+    )
+    doctor.add_argument("--model", help="folder or Hub id whose memory is planned, from its configs alone")
+    doctor.add_argument("--size", type=parse_size, help="WIDTHxHEIGHT of the video; default: the model's area")
+    doctor.add_argument(
+        "--frames", type=int, help="frames of the video; default: many, as a long video's memory is bounded"
+    )
+    doctor.add_argument("--guidance-scale", type=float, help="above 1, there are two caches; default: the model's")
+    doctor.add_argument("--device", help="cuda, mps or cpu, also of another machine; default: the best there is")
+    add_memory_arguments(doctor)
     return parser
 
 
@@ -210,6 +259,9 @@ def add_animate_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--background", help="with --replace: another scene, a video or a picture")
     parser.add_argument("--mask", help="with --replace: a video, white where the person goes; default: it is found")
+    parser.add_argument(
+        "--relight", action="store_true", help="with --replace: Wan-Animate's LoRA that takes over the scene's light"
+    )
     parser.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
     parser.add_argument(
         "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
@@ -218,9 +270,47 @@ def add_animate_arguments(parser: argparse.ArgumentParser) -> None:
     add_generation_arguments(parser)
 
 
+def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options that say how a model fits into memory."""
+    parser.add_argument(
+        "--memory",
+        type=parse_memory,
+        default="auto",
+        help="GiB of the device that may be used, such as 12, 16, 24, 48 or 80; default: auto, what is free",
+    )
+    parser.add_argument(
+        "--offload",
+        choices=["none", "model", "group", "disk"],
+        help="where weights wait: a model, or a block, at a time on the device, or in files; default: as memory demands",
+    )
+    parser.add_argument("--dtype", choices=list(DTYPES), help="of weights and computation; default: bf16, on cpu fp32")
+    parser.add_argument(
+        "--quantize",
+        choices=["fp8", "int8", "gguf"],
+        help="of the transformer's weights: fp8, int8 (torchao) or gguf (with --transformer); default: as memory demands",
+    )
+    parser.add_argument(
+        "--transformer", help="a single file (.safetensors, .gguf) in place of the model's transformer"
+    )
+
+
 def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     """The options that `animate` and `demo` share."""
     parser.add_argument("--model", help="folder or Hub id of a repository; default: the bundled model")
+    add_memory_arguments(parser)
+    parser.add_argument(
+        "--lora",
+        type=parse_lora,
+        action="append",
+        default=[],
+        metavar="LORA[@WEIGHT]",
+        help="a file, Hub id or Hub id/path/file.safetensors, with its strength; may be repeated",
+    )
+    parser.add_argument(
+        "--fast",
+        action="store_true",
+        help="four steps without guidance: the first --lora is one of step distillation; default: lightx2v's, for Wan-Animate",
+    )
     parser.add_argument("--steps", type=int, help="denoising steps: more are slower and finer; default: the model's")
     parser.add_argument(
         "--guidance-scale",
@@ -292,18 +382,11 @@ def check_output(output: str, suffixes: tuple[str, ...], inputs: list[str | None
         raise OSError(f"`--output` is {output}, but the folder {folder} does not exist.")
 
 
-def best_device() -> str:
-    """`cuda`, `mps` or `cpu`."""
-    import torch
-
-    if torch.cuda.is_available():
-        return "cuda"
-    return "mps" if torch.backends.mps.is_available() else "cpu"
-
-
 def check_device(device: str | None) -> str:
     """The device to run on; raises `ValueError` for one that is not there."""
     import torch
+
+    from diffusers_dreamactor.memory.plans import best_device
 
     if device is None:
         return best_device()
@@ -314,26 +397,74 @@ def check_device(device: str | None) -> str:
     return device
 
 
-def load_pipeline(model: str | None, device: str | None):
-    """The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights."""
+def load_pipeline(args: argparse.Namespace, picture=None):
+    """
+    The pipeline of a repository, of the bundled model, or, where there is none yet, of random weights, as the memory
+    demands; `picture` decides the size that is planned for.
+    """
     import torch
 
     from diffusers_dreamactor.checkpoints import bundled_model, save_random_pipeline
-    from diffusers_dreamactor.registration import DreamActorPipeline
+    from diffusers_dreamactor.memory.plans import GIB, MemoryPlan, plan_memory
+    from diffusers_dreamactor.pictures import load_picture
+    from diffusers_dreamactor.pipelines.few_steps import RELIGHTING_LORA, load_lora, use_few_steps
 
-    device = check_device(device)
-    dtype = torch.float32 if device == "cpu" else torch.bfloat16
-    model = model or bundled_model()
-    if model is not None:
-        pipe = DreamActorPipeline.from_pretrained(model, dtype=dtype).to(device)
-    else:
-        print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
-        with tempfile.TemporaryDirectory() as folder:
-            save_random_pipeline(folder)
-            pipe = DreamActorPipeline.from_pretrained(folder, dtype=dtype).to(device)
+    device = check_device(args.device)
+    asked = {
+        "dtype": args.dtype and getattr(torch, DTYPES[args.dtype]),
+        "offload": args.offload,
+        "quantize": args.quantize,
+        "transformer_file": args.transformer,
+    }
+    model = args.model or bundled_model()
+    if args.fast and args.steps is not None:
+        raise ValueError(f"`--steps` is {args.steps}, but `--fast` takes the four that its LoRA was distilled to.")
+    with contextlib.ExitStack() as stack:
+        if model is None:
+            print("dreamactor: no trained model is bundled: these weights are random, and the picture will be noise.")
+            model = stack.enter_context(tempfile.TemporaryDirectory())
+            save_random_pipeline(model)
+        if args.model is None and args.memory == "auto" and not any(asked.values()):
+            # a few megabytes, which fit everywhere
+            plan = MemoryPlan(model, device, torch.float32 if device == "cpu" else torch.bfloat16)
+        else:
+            files = [Path(name) for name, _ in args.lora if Path(name).is_file()]
+            height, width = args.size or (None, None)
+            if args.size is None and picture is not None:
+                height, width = planned_size(model, load_picture(picture))
+            plan = plan_memory(
+                model,
+                height,
+                width,
+                args.frames,
+                args.memory,
+                reserve=sum(file.stat().st_size for file in files) / GIB,
+                device=device,
+                guidance_scale=1.0 if args.fast else args.guidance_scale,
+                **asked,
+            )
+            print(f"dreamactor: {plan.name}, about {plan.peak / GIB:.1f} GiB on {device}")
+        pipe = plan.load(place=False)
+    loras = list(args.lora)
+    args.few_steps = {}
+    if args.fast:
+        lora, weight = loras.pop(0) if loras else (None, 1.0)
+        args.few_steps = use_few_steps(pipe, lora, weight)
+    if getattr(args, "relight", False):
+        loras.append((RELIGHTING_LORA, 1.0))
+    for number, (lora, weight) in enumerate(loras):
+        load_lora(pipe, lora, weight, f"lora_{number}")
+    plan.apply(pipe)
     # bars are for people who watch; a log gets the lines that say what was written
     pipe.set_progress_bar_config(disable=None)
     return pipe
+
+
+def planned_size(model: str, picture) -> tuple[int, int]:
+    """Height and width of the video that a model makes of a picture when no size is named."""
+    from diffusers_dreamactor.memory.meta_pipeline import meta_pipeline
+
+    return meta_pipeline(model).motion_processor.reference.generation_size(picture.height, picture.width)
 
 
 def generate(pipe, image, args: argparse.Namespace, say: Callable = print, **driver) -> dict[str, Any]:
@@ -368,7 +499,7 @@ def generate(pipe, image, args: argparse.Namespace, say: Callable = print, **dri
     segments = pipe.stream(
         inputs,
         num_inference_steps=args.steps,
-        guidance_scale=args.guidance_scale,
+        **{"guidance_scale": args.guidance_scale, **args.few_steps},
         reference_guidance_scale=args.reference_guidance_scale,
         face_scale=args.face_scale,
         pose_scale=args.pose_scale,
@@ -395,7 +526,7 @@ def run_animate(args: argparse.Namespace) -> None:
 
 
 def animate(args: argparse.Namespace, load: Callable, say: Callable = print) -> dict[str, Any]:
-    """What `animate` is asked for, with the pipeline that `load` gives for `(model, device)`. Returns figures."""
+    """What `animate` is asked for, with the pipeline that `load` gives, which is called as `load_pipeline` is. Returns figures."""
     from diffusers_dreamactor.media import VIDEO_SUFFIXES, VideoReader, load_audio
     from diffusers_dreamactor.motion.sequence import MotionSequence
     from diffusers_dreamactor.pictures import load_picture
@@ -403,6 +534,8 @@ def animate(args: argparse.Namespace, load: Callable, say: Callable = print) -> 
     given = [*args.reference, args.driving, args.audio, args.face_video, args.reference_motion, args.sound]
     given += [args.background, args.mask]
     check_output(args.output, VIDEO_SUFFIXES, given)
+    if args.relight and not args.replace:
+        raise ValueError("`--relight` was given, but it is for `--replace`, which puts the person into a scene.")
     # what cannot be read is said before the model is loaded
     for path in args.reference:
         load_picture(path)
@@ -430,7 +563,7 @@ def animate(args: argparse.Namespace, load: Callable, say: Callable = print) -> 
             file=sys.stderr,
         )
     image = args.reference if len(args.reference) > 1 else args.reference[0]
-    return generate(load(args.model, args.device), image, args, say, **driver)
+    return generate(load(args, args.reference[0]), image, args, say, **driver)
 
 
 class _RowParser(argparse.ArgumentParser):
@@ -448,16 +581,21 @@ def row_animator(args: argparse.Namespace) -> Callable[[list[str], Path], dict[s
     parser = _RowParser(prog="row", add_help=False, allow_abbrev=False)
     add_animate_arguments(parser)
     held: dict[tuple, Any] = {}
+    decisive = ["model", "device", "memory", "offload", "dtype", "quantize", "transformer", "lora", "fast", "relight"]
 
-    def load(*choice):
+    def load(row: argparse.Namespace, picture=None):
+        area = None if row.size is None else row.size[0] * row.size[1]
+        choice = (*(str(getattr(row, name, False)) for name in decisive), area)
         if choice not in held:
             held.clear()
-            held[choice] = load_pipeline(*choice)
-            held[choice].set_progress_bar_config(disable=True)
-        return held[choice]
+            pipe = load_pipeline(row, picture)
+            pipe.set_progress_bar_config(disable=True)
+            held[choice] = (pipe, row.few_steps)
+        pipe, row.few_steps = held[choice]
+        return pipe
 
     # of what is chosen for all rows, an error is not that of one row
-    load(args.model, args.device)
+    load(args)
 
     def animate_row(words: list[str], output: Path) -> dict[str, Any]:
         defaults = {name: value for name, value in vars(args).items() if name not in ("command", "manifest", "output")}
@@ -485,7 +623,8 @@ def run_batch(args: argparse.Namespace) -> None:
     batch = Batch(rows, args.output)
     # as `accelerate launch` and `torchrun` say it
     process, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
-    args.device = args.device or (f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if best_device() == "cuda" else None)
+    if args.device is None and num_processes > 1 and check_device(None) == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
     done = sum(batch.is_made(row) for row in rows)
     failed = 0
     with tqdm(total=len(rows), initial=done, unit="video", disable=None if process == 0 else True) as bar:
@@ -534,7 +673,7 @@ def run_demo(args: argparse.Namespace) -> None:
     picture = avatars[args.avatar]
     reference_motion = MotionSequence.load(picture.with_suffix(".safetensors"))
     driver = {"audio": bundled_speech()} if args.audio else {"motion": MotionSequence.load(motions[args.motion])}
-    pipe = load_pipeline(args.model, args.device)
+    pipe = load_pipeline(args, picture)
     generate(pipe, picture, args, reference_motion=reference_motion, **driver)
 
 
@@ -544,6 +683,7 @@ def run_capture(args: argparse.Namespace) -> None:
     from PIL import Image
 
     from diffusers_dreamactor.media import VideoReader
+    from diffusers_dreamactor.motion.bone_lengths import describe_sources, length_sources, measure_lengths
     from diffusers_dreamactor.motion.capture.download import download_capture_models
     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
     from diffusers_dreamactor.motion.retarget import resize_motion
@@ -564,6 +704,9 @@ def run_capture(args: argparse.Namespace) -> None:
     motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
     motion.save(args.output)
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
+    if motion.body is not None:
+        measured = measure_lengths(motion.body.joints, motion.body.confidence >= 0.5)
+        print(f"dreamactor: bones {describe_sources(length_sources(measured))}")
     if args.preview:
         preview = Path(args.output).with_suffix(".preview.mp4")
         # drawn as large as it is shown: at the size of the video it may not fit into memory
@@ -607,7 +750,12 @@ def run_doctor(args: argparse.Namespace) -> None:
     """`dreamactor doctor`."""
     import torch
 
+    if args.model is not None:
+        print_memory(args)
+        return
+
     from diffusers_dreamactor.checkpoints import bundled_model
+    from diffusers_dreamactor.memory.plans import best_device
     from diffusers_dreamactor.motion.capture.download import CAPTURE_MODELS, default_capture_folder
 
     print(f"Python {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -633,6 +781,47 @@ def run_doctor(args: argparse.Namespace) -> None:
         print(f"  {name}: {'there' if there else 'missing: dreamactor capture --download'}")
     model = bundled_model()
     print(f"bundled model: {model or 'none: random weights stand in, and the picture is noise'}")
+
+
+def print_memory(args: argparse.Namespace) -> None:
+    """The plans of `dreamactor doctor --model`, and which of them is recommended."""
+    import math
+
+    import psutil
+    import torch
+
+    from diffusers_dreamactor.memory.plans import GIB, best_device, choose_plan, free_memory, list_memory_plans
+    from diffusers_dreamactor.memory.report import CARDS, plan_table
+
+    device = args.device or best_device()
+    height, width = args.size or (None, None)
+    plans = list(
+        list_memory_plans(
+            args.model,
+            height,
+            width,
+            args.frames,
+            device=device,
+            dtype=args.dtype and getattr(torch, DTYPES[args.dtype]),
+            offload=args.offload,
+            quantize=args.quantize,
+            guidance_scale=args.guidance_scale,
+            transformer_file=args.transformer,
+        )
+    )
+    print(f"{args.model} on {device}, in GiB:")
+    print(plan_table(plans))
+    # of another machine nothing is known but what is asked for
+    is_here = torch.device(device).type in ("cpu", best_device())
+    host = psutil.virtual_memory().available if is_here else math.inf
+    if args.memory != "auto":
+        limits = [args.memory]
+    else:
+        limits = [free_memory(device) / GIB] if is_here else CARDS
+    for limit in limits:
+        plan = choose_plan(plans, limit * GIB, host)
+        advice = "nothing fits: a smaller video takes less" if plan is None else plan.name
+        print(f"recommended for {limit:.3g} GiB{' (free now)' * (is_here and args.memory == 'auto')}: {advice}")
 
 
 def name_options(message: str) -> str:

@@ -5,12 +5,16 @@ import os
 import sys
 
 
-# Diffusers' pipelines name the class that transformers' line about torchvision is about, whatever is installed.
-def _is_of_use(record: logging.LogRecord) -> bool:
-    return "requires torchvision (not installed)" not in record.getMessage()
-
-
-logging.getLogger("transformers.utils.import_utils").addFilter(_is_of_use)
+# By logger, the messages of no use: Diffusers' pipelines name the class that transformers' line about torchvision is about,
+# whatever is installed, and Diffusers imports torchao where it is installed, whatever of its kernels fit this machine.
+_OF_NO_USE = {
+    "transformers.utils.import_utils": "requires torchvision (not installed)",
+    "torchao": "Failed to load ",
+    "torch.utils._pytree": "is an Enum subclass and is now natively supported",
+    "diffusers.quantizers.torchao.torchao_quantizer": "Unable to import `torchao` Tensor objects",
+}
+for _logger, _message in _OF_NO_USE.items():
+    logging.getLogger(_logger).addFilter(lambda record, message=_message: message not in record.getMessage())
 
 
 def quiet_libraries() -> None:

@@ -7,6 +7,7 @@ import diffusers
 from diffusers import ModelMixin, SchedulerMixin
 from diffusers.pipelines import pipeline_loading_utils
 
+from diffusers_dreamactor.memory import MemoryPlan, list_memory_plans, plan_memory
 from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.condition_cache import ConditionCache
@@ -21,6 +22,7 @@ from diffusers_dreamactor.motion.idle import idle_motion
 from diffusers_dreamactor.motion.retarget import retarget
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
+from diffusers_dreamactor.pipelines.few_steps import use_few_steps
 from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import DreamActorWanAnimatePipeline
 from diffusers_dreamactor.pipelines.pipeline_output import DreamActorPipelineOutput
@@ -46,6 +48,7 @@ __all__ = [
     "FaceMotionProcessor",
     "HeadSphereProcessor",
     "MediaPipeCapture",
+    "MemoryPlan",
     "ModelMixin",
     "MotionGuidance",
     "MotionGuidanceProcessor",
@@ -58,8 +61,11 @@ __all__ = [
     "SchedulerMixin",
     "TalkingFace",
     "idle_motion",
+    "list_memory_plans",
+    "plan_memory",
     "retarget",
     "speak",
+    "use_few_steps",
 ]
 
 _METHODS = ["save_pretrained", "from_pretrained"]

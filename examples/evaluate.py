@@ -132,7 +132,7 @@ def variants(
         "shorter segments": {
             "references": one,
             "guidance": guidance,
-            "segment_frames": 4 * ((segment_frames - 1) // 8) + 1,
+            "segment_frames": max(5, 4 * ((segment_frames - 1) // 8) + 1),
         },
     }
     if partner is not None:

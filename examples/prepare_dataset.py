@@ -9,7 +9,9 @@ Raw clips are videos (captured with MediaPipe, extra `capture`), or folders with
 (and, if it needs one, an `audio_encoder`), each clip keeps its speech features, which the audio stage of training reads;
 with an `image_encoder`, the states of its first reference.
 
-Every prepared clip is a folder (see `PreparedClipDataset`); those that
+Every prepared clip is a folder (see `PreparedClipDataset`). With Wan-Animate's weights it is a segment instead (see
+`SegmentDataset`): everything that the frozen models make of it is stored, so that `train_lora.py` needs the transformer alone.
+Those that
 exist are left alone, so that a stopped run goes on, and `--shard i --num_shards n` splits the work. A clip that cannot
 be used is skipped with a line that says why; when no clip is there in the end, the exit status is 1. A video needs 5 frames
 at least, 17 for the windows of 5 latent frames that `train_lora.py` trains by default. `--check` says what is wrong with which prepared clip.
@@ -32,20 +34,21 @@ from PIL import Image
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from diffusers_dreamactor import DreamActorPipeline
+from diffusers_dreamactor import DreamActorPipeline, DreamActorWanAnimatePipeline
 from diffusers_dreamactor.checkpoints import bundled_model
-from diffusers_dreamactor.files import give_usual_permissions
+from diffusers_dreamactor.files import errors_naming, give_usual_permissions
 from diffusers_dreamactor.media import VideoReader, load_audio
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.motion.sequence import MotionSequence
 from diffusers_dreamactor.motion.tensor_file import write_arrays
-from diffusers_dreamactor.pipelines.conditioning import image_states, speech_features
-from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+from diffusers_dreamactor.pipelines.conditioning import frame_mask, image_states, speech_features
+from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.training.action_tokens import ActionTokens
-from diffusers_dreamactor.training.dataset import AUDIO_FILE, check_prepared_clip, list_prepared_clips
+from diffusers_dreamactor.training.dataset import AUDIO_FILE, CLIP_FILES, check_prepared_clip, list_prepared_clips
 from diffusers_dreamactor.training.linear_code import LinearCode
-from diffusers_dreamactor.training.objective import NOT_TRAINABLE
+from diffusers_dreamactor.training.objective import region_shares
+from diffusers_dreamactor.training.segments import SEGMENT_FILE, check_segment, list_segments
 
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".avi", ".webm", ".gif", ".webp")
@@ -175,14 +178,6 @@ def _cover(frame: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(picture.crop((left, top, left + width, top + height)))
 
 
-def cover_regions(regions: np.ndarray, scale: int) -> torch.Tensor:
-    """Region maps `(F, H, W)` -> which share of each latent pixel body, head, eyes and mouth cover: `(3, T, h, w)` uint8."""
-    shares = torch.from_numpy(np.stack([regions == index for index in (1, 2, 3)])).float()
-    shares = torch.nn.functional.avg_pool2d(shares, scale)
-    first, later = shares[:, :1], shares[:, 1:].unflatten(1, (-1, 4)).mean(dim=2)
-    return (torch.cat([first, later], dim=1) * 255).round().to(torch.uint8)
-
-
 def regions_from_motion(motion: MotionSequence, processor: MotionGuidanceProcessor) -> np.ndarray:
     """Region maps `(F, H, W)` where no truth is known: the skeleton, thickened, is the body; the sphere is the head."""
     maps = torch.from_numpy(processor.body_skeleton(motion, motion.height, motion.width)).float().amax(dim=1) > 0
@@ -217,12 +212,7 @@ def prepare_clip(
     height, width = clip.video.shape[1:3]
     folder = output / clip.name
     folder.mkdir(parents=True, exist_ok=True)
-    guidance = processor(clip.motion, height, width, frames=clip.face_frames)
-    if guidance.face is None:
-        # nobody is seen from the front: a face of no weight, as one that was lost for long
-        size = processor.config.face_size
-        guidance.face = np.zeros((len(clip.video), 3, size, size), dtype=np.uint8)
-        guidance.face_weight = np.zeros(len(clip.video), dtype=np.float32)
+    guidance = draw_guidance(clip, processor)
     if action_tokens is not None:
         if clip.motion.face is None or clip.motion.face.blendshapes is None:
             raise ValueError("its facial actions are not known, which --action_tokens needs.")
@@ -230,9 +220,6 @@ def prepare_clip(
     guidance.save(folder / "guidance.safetensors")
     reference_motion = replace(clip.reference_motion, face=None)
     processor(reference_motion, height, width).save(folder / "reference_guidance.safetensors")
-
-    def pixels(frames):
-        return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
 
     with torch.no_grad():
         latents = encode(pixels(clip.video)[None])[0]
@@ -253,11 +240,81 @@ def prepare_clip(
     }
     if identity is not None:
         tensors["image_states"] = identity.half().cpu()
-    aside = folder / ".latents.part"
+    write_clip_file(folder / "latents.safetensors", tensors, clip.metadata)
+
+
+def prepare_segment(clip: RawClip, pipe: DreamActorWanAnimatePipeline, output: Path) -> None:
+    """
+    Encode one clip as the pipeline encodes a segment and write its folder; see `SegmentDataset`.
+
+    Args:
+        clip: what is prepared; of its references, the first is taken.
+        pipe: with Wan-Animate's VAE, face motion encoder, motion processor, and what reads pictures.
+        output: the folder in which the clip's folder is made.
+    """
+    guidance = draw_guidance(clip, pipe.motion_processor)
+    video = pixels(clip.video)[None]
+    unknown = torch.zeros_like(video)
+    continued = torch.cat([video[:, :, :1], unknown[:, :, 1:]], dim=2)
+    tensors = {}
+    with torch.no_grad():
+        for name, frames in (
+            ("latents", video),
+            ("pose_latents", guidance.maps()[:, :3]),
+            ("condition", unknown),
+            ("continued_condition", continued),
+            ("reference_latents", pixels(clip.references[:1])[None]),
+        ):
+            tensors[name] = pipe.vae.encode_video(frames.to(pipe.vae.device))[0].cpu()
+        crops = guidance.face_pixels(device=pipe.face_motion_encoder.device, dtype=pipe.face_motion_encoder.dtype)
+        # a lost face fades out, as the pipeline has it
+        tokens = pipe.face_motion_encoder(crops)[0].float().cpu() * torch.from_numpy(guidance.face_weight)[:, None]
+        if pipe.image_encoder is not None:
+            identity = Image.fromarray(clip.identity)
+            tensors["image_states"] = image_states(identity, pipe.image_processor, pipe.image_encoder)[0]
+    for name, frames in (("condition", 0), ("continued_condition", 1)):
+        latent_size = tensors[name].shape[2:]
+        known = torch.zeros(1, 1, len(clip.video), *latent_size)
+        known[:, :, :frames] = 1
+        tensors[name] = torch.cat([frame_mask(known)[0], tensors[name]])
+    regions = regions_from_motion(clip.motion, pipe.motion_processor) if clip.regions is None else clip.regions
+    tensors = {name: tensor.half().cpu() for name, tensor in tensors.items()} | {
+        "motion_tokens": tokens,
+        "regions": cover_regions(regions, video.shape[3] // latent_size[0]),
+    }
+    folder = output / clip.name
+    folder.mkdir(parents=True, exist_ok=True)
+    write_clip_file(folder / SEGMENT_FILE, tensors, clip.metadata)
+
+
+def cover_regions(regions: np.ndarray, scale: int) -> torch.Tensor:
+    """Region maps `(F, H, W)` -> which share of each latent pixel body, head, eyes and mouth cover: `(3, T, h, w)` uint8."""
+    return (region_shares(torch.from_numpy(regions)[None], scale)[0] * 255).round().to(torch.uint8)
+
+
+def draw_guidance(clip: RawClip, processor: MotionGuidanceProcessor) -> MotionGuidance:
+    """A clip's guidance, always with a face: where nobody is seen from the front, one of no weight."""
+    guidance = processor(clip.motion, *clip.video.shape[1:3], frames=clip.face_frames)
+    if guidance.face is None:
+        size = processor.config.face_size
+        guidance.face = np.zeros((len(clip.video), 3, size, size), dtype=np.uint8)
+        guidance.face_weight = np.zeros(len(clip.video), dtype=np.float32)
+    return guidance
+
+
+def pixels(frames: np.ndarray) -> torch.Tensor:
+    """Frames `(F, H, W, 3)` uint8 -> `(3, F, H, W)` in [-1, 1]."""
+    return torch.from_numpy(np.ascontiguousarray(frames)).permute(3, 0, 1, 2).float() / 127.5 - 1
+
+
+def write_clip_file(path: Path, tensors: dict[str, torch.Tensor], metadata: dict) -> None:
+    """The file that marks a clip as complete, written aside and renamed."""
+    aside = path.with_name(f".{path.stem}.part")
     tensors = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(tensors, aside, metadata={"clip": json.dumps(clip.metadata)})
-    give_usual_permissions(aside)
-    os.replace(aside, folder / "latents.safetensors")
+    with errors_naming(path):
+        save_file(tensors, aside, metadata={"clip": json.dumps(metadata)})
+        give_usual_permissions(aside)
+        os.replace(aside, path)
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -283,8 +340,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--num_frames",
         type=int,
-        default=121,
-        help="videos are cut into clips of so many frames, 4 n + 1; a shorter one is one clip",
+        help="videos are cut into clips of so many frames, 4 n + 1; a shorter one is one clip; default: 121, or 77 for "
+        "Wan-Animate's weights, the length of their segments",
     )
     parser.add_argument("--minimum_seen", type=float, default=0.9, help="least share of frames with a body")
     parser.add_argument("--capture_models", help="folder of MediaPipe's models")
@@ -299,7 +356,7 @@ def parse_arguments() -> argparse.Namespace:
         arguments.model = arguments.model or bundled_model()
         if not arguments.check and arguments.model is None:
             parser.error("give --model, or --motion_processor and one of --vae and --linear_code")
-    if arguments.num_frames < 1 or arguments.num_frames % 4 != 1:
+    if arguments.num_frames is not None and (arguments.num_frames < 1 or arguments.num_frames % 4 != 1):
         parser.error(f"--num_frames is {arguments.num_frames}, but has to be 4 n + 1")
     return arguments
 
@@ -308,19 +365,38 @@ def main() -> None:
     arguments = parse_arguments()
     if arguments.check:
         clips = list_prepared_clips(arguments.check)
+        segments = list_segments(arguments.check)
         problems = [problem for clip in clips for problem in check_prepared_clip(clip)]
+        problems += [problem for segment in segments for problem in check_segment(segment)]
         spoken = sum((clip / AUDIO_FILE).exists() for clip in clips)
-        print("\n".join([*problems, f"{len(clips)} clips ({spoken} with sound), {len(problems)} problems."]))
+        print(
+            "\n".join(
+                [*problems, f"{len(clips) + len(segments)} clips ({spoken} with sound), {len(problems)} problems."]
+            )
+        )
         raise SystemExit(1 if problems else 0)
 
     # of a repository, only what is used here
     pipe = None
     if arguments.model:
-        if DreamActorPipeline.load_config(arguments.model).get("pose_encoder", [None])[0] is None:
-            raise ValueError(NOT_TRAINABLE)
-        unused = ("transformer", "face_motion_encoder", "pose_encoder", "audio_motion_encoder", "text_encoder")
-        unused += ("tokenizer", "prompt_embedding", "capture", "scheduler")
+        unused = (
+            "transformer",
+            "pose_encoder",
+            "audio_motion_encoder",
+            "text_encoder",
+            "tokenizer",
+            "prompt_embedding",
+        )
+        unused += ("capture", "scheduler")
         pipe = DreamActorPipeline.from_pretrained(arguments.model, **dict.fromkeys(unused)).to(arguments.device)
+    as_segments = isinstance(pipe, DreamActorWanAnimatePipeline)
+    if as_segments and (
+        arguments.vae or arguments.linear_code or arguments.action_tokens or arguments.motion_processor
+    ):
+        raise SystemExit(
+            "--vae, --linear_code, --action_tokens and --motion_processor are not for Wan-Animate's weights."
+        )
+    arguments.num_frames = arguments.num_frames or (77 if as_segments else 121)
     if arguments.linear_code:
         encode = LinearCode.load(arguments.linear_code).encode
     else:
@@ -354,25 +430,31 @@ def main() -> None:
             f"--clips {arguments.clips} holds several clips named {', '.join(alike)}: their names have to differ."
         )
     output.mkdir(parents=True, exist_ok=True)
+
+    def prepare(clip: RawClip) -> None:
+        if as_segments:
+            prepare_segment(clip, pipe, output)
+        else:
+            prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
+
     for path in paths[arguments.shard :: arguments.num_shards]:
         done = output / f"{path.stem}.done"
-        if done.exists() or (output / path.name / "latents.safetensors").exists():
+        if done.exists() or any((output / path.name / name).exists() for name in (CLIP_FILES[0], SEGMENT_FILE)):
             continue
         try:
             if path.is_dir():
-                clip = read_rendered_clip(path, sampling_rate)
-                prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
+                prepare(read_rendered_clip(path, sampling_rate))
             else:
                 if capture is None:
                     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 
                     capture = MediaPipeCapture.from_pretrained(arguments.capture_models)
                 for clip in read_video_clips(path, capture, arguments, processor, sampling_rate):
-                    prepare_clip(clip, encode, processor, output, action_tokens, encode_speech, encode_identity)
+                    prepare(clip)
                 done.touch()
         except (ValueError, OSError, SafetensorError) as error:
             print(f"{path.name}: skipped: {error}", flush=True)
-    if not list_prepared_clips(output) and arguments.num_shards == 1:
+    if not list_prepared_clips(output) and not list_segments(output) and arguments.num_shards == 1:
         raise SystemExit(f"--clips {arguments.clips} gave no clip, so {output} is empty.")
 
 

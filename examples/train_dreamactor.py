@@ -54,9 +54,10 @@ from diffusers.training_utils import EMAModel
 from torch.utils.data import DataLoader
 
 from diffusers_dreamactor import DreamActorPipeline
+from diffusers_dreamactor.training.accumulation import BatchLoss
 from diffusers_dreamactor.training.buckets import BucketBatchSampler
 from diffusers_dreamactor.training.checkpointing import TrainingProgress, load_checkpoint, save_checkpoint, seed_step
-from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_clips
+from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_clips, move_batch
 from diffusers_dreamactor.training.objective import DreamActorObjective, ObjectiveConfig
 from diffusers_dreamactor.training.optimizers import make_optimizers
 from diffusers_dreamactor.training.sharding import check_sharding, finish_sharding, gather_pipeline
@@ -200,12 +201,19 @@ def main() -> None:
         dataset.keys,
         arguments.batch_size,
         arguments.seed,
-        progress.step * accumulation,
+        progress.step,
         accelerator.process_index,
         accelerator.num_processes,
         dataset.weights,
+        accumulation,
     )
-    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=collate_clips, num_workers=arguments.workers)
+    loader = DataLoader(
+        dataset,
+        batch_sampler=sampler,
+        collate_fn=collate_clips,
+        num_workers=arguments.workers,
+        pin_memory=accelerator.device.type == "cuda",
+    )
     batches = iter(loader)
     if accelerator.is_main_process:
         trained = sum(parameter.numel() for parameter in parameters)
@@ -225,35 +233,33 @@ def main() -> None:
         for optimizer in optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = arguments.learning_rate * factor
-        logs = {"loss": 0.0, "mse": 0.0}
-        for micro_step in range(accumulation):
-            batch = {name: value.to(accelerator.device) for name, value in next(batches).items()}
-            index = progress.step * accumulation + micro_step
-            generator = seed_step(arguments.seed, index, accelerator.process_index)
+        batch_loss = BatchLoss(accelerator)
+        for _ in range(accumulation):
+            batch = move_batch(next(batches), accelerator.device)
+            # what is random about a batch as a whole is the same for all of its micro-batches
+            generator = seed_step(arguments.seed, progress.step, accelerator.process_index)
             with accelerator.accumulate(objective):
                 # prepared objectives compute in mixed precision on their own, but not sharded ones
                 with accelerator.autocast():
                     result = objective(batch, generator)
-                accelerator.backward(result["loss"])
+                batch_loss.backward(result, batch["latents"][:, 0].numel())
                 if accelerator.sync_gradients:
+                    batch_loss.normalize_gradients(parameters)
                     accelerator.clip_grad_norm_(parameters, arguments.max_grad_norm)
                 for optimizer in optimizers:
                     optimizer.step()
                     optimizer.zero_grad()
-            for name in logs:
-                logs[name] += result[name].detach().item() / accumulation
         ema.step(parameters)
         progress.step += 1
-        recent.append(logs)
+        recent.append(batch_loss.logs())
 
         # 5. Logs, checkpoints, validation
         if progress.step % arguments.logging_steps == 0 and accelerator.is_main_process:
-            means = {name: sum(entry[name] for entry in recent) / len(recent) for name in logs}
+            loss, mse = torch.stack(list(recent)).mean(dim=0).tolist()
             seconds = (time.monotonic() - started) / (progress.step - first_step)
-            accelerator.log(means | {"lr_factor": factor}, step=progress.step)
+            accelerator.log({"loss": loss, "mse": mse, "lr_factor": factor}, step=progress.step)
             print(
-                f"step {progress.step} loss {means['loss']:.4f} mse {means['mse']:.4f} now {logs['loss']:.6f} "
-                f"{seconds:.2f} s/step",
+                f"step {progress.step} loss {loss:.4f} mse {mse:.4f} now {recent[-1][0].item():.6f} {seconds:.2f} s/step",
                 flush=True,
             )
         if progress.step % arguments.checkpointing_steps == 0:

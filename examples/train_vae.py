@@ -32,43 +32,15 @@ from diffusers_dreamactor.training.checkpointing import (
     seed_step,
 )
 from diffusers_dreamactor.training.linear_code import LinearCode, change_code
-from diffusers_dreamactor.training.optimizers import ConvMuon
+from diffusers_dreamactor.training.optimizers import conv_optimizers
+from diffusers_dreamactor.training.reconstruction import (
+    Reconstruction,
+    code_loss,
+    measure_latents,
+    new_vae,
+    reconstruction_loss,
+)
 from diffusers_dreamactor.training.video_crops import VideoCropDataset
-
-
-class Reconstruction(torch.nn.Module):
-    """
-    The autoencoder's training pass as one module, for data-parallel wrappers.
-
-    Args:
-        vae: is trained.
-        train (`str`): `"both"`, `"encoder"` or `"decoder"`.
-        latent_noise (`float`): up to how much noise is put on the latents before they are decoded.
-        teacher (`LinearCode`, *optional*): what the latents shall be.
-    """
-
-    def __init__(self, vae: DreamActorVAE, train: str, latent_noise: float, teacher: LinearCode | None = None):
-        super().__init__()
-        self.vae, self.train_part, self.latent_noise, self.teacher = vae, train, latent_noise, teacher
-
-    def forward(
-        self, video: torch.Tensor, generator: torch.Generator
-    ) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
-        """Decoded frames (not clamped), the encoder's latents, and the teacher's; `None` for what is not computed."""
-        target = None if self.teacher is None else self.teacher.encode(video)
-        latents = decoded = None
-        if self.train_part != "decoder":
-            latents = self.vae.encode_video(video)
-        elif target is None:
-            with torch.no_grad():
-                latents = self.vae.encode_video(video)
-        if self.train_part != "encoder":
-            source = latents if target is None else target
-            noise = torch.randn(source.shape, generator=generator).to(source)
-            # as strong in every clip as a sampler's error may be, from none to the full amount
-            strength = torch.rand(len(source), 1, 1, 1, 1, generator=generator).to(source) * self.latent_noise
-            decoded = self.vae.decode_video(source + strength * noise, clamp=False)
-        return decoded, latents, target
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -116,27 +88,6 @@ def parse_arguments() -> argparse.Namespace:
     return arguments
 
 
-def new_vae(arguments: argparse.Namespace) -> DreamActorVAE:
-    """A small autoencoder with Wan 2.2's residual shortcuts (they learn fast) and 4x8x8 compression."""
-    channels = 3 * arguments.patch_size**2
-    return DreamActorVAE(
-        base_dim=arguments.base_dim,
-        decoder_base_dim=arguments.decoder_base_dim,
-        z_dim=arguments.z_dim,
-        dim_mult=arguments.dim_mult,
-        num_res_blocks=1,
-        temperal_downsample=[True, True],
-        is_residual=True,
-        in_channels=channels,
-        out_channels=channels,
-        patch_size=arguments.patch_size,
-        latents_mean=[0.0] * arguments.z_dim,
-        latents_std=[1.0] * arguments.z_dim,
-        scale_factor_temporal=4,
-        scale_factor_spatial=4 * arguments.patch_size,
-    )
-
-
 def fit_teacher(arguments: argparse.Namespace, dataset: VideoCropDataset, output: Path) -> LinearCode:
     """The run's teacher, fitted once and kept in its folder."""
     path = output / "linear_code.safetensors"
@@ -148,17 +99,6 @@ def fit_teacher(arguments: argparse.Namespace, dataset: VideoCropDataset, output
     return LinearCode.load(path)
 
 
-def measure_latents(vae: DreamActorVAE, dataset: VideoCropDataset, clips: int = 64) -> None:
-    """Store the mean and standard deviation of the latents in the config, so that normalised latents have 0 and 1."""
-    latents = []
-    with torch.no_grad():
-        for index in range(min(clips, len(dataset))):
-            video = dataset[index * len(dataset) // min(clips, len(dataset)), index]["video"][None].to(vae.device)
-            latents.append(vae.denormalize_latents(vae.encode_video(video)).transpose(0, 1).flatten(1))
-    latents = torch.cat(latents, dim=1)
-    vae.register_to_config(latents_mean=latents.mean(dim=1).tolist(), latents_std=latents.std(dim=1).tolist())
-
-
 def main() -> None:
     arguments = parse_arguments()
     accelerator = Accelerator(mixed_precision=arguments.mixed_precision, cpu=arguments.cpu)
@@ -167,7 +107,9 @@ def main() -> None:
 
     dataset = VideoCropDataset(arguments.data, arguments.num_frames, arguments.size, tuple(arguments.region_weights))
     teacher = fit_teacher(arguments, dataset, output) if arguments.teacher else None
-    vae = DreamActorVAE.from_pretrained(arguments.vae) if arguments.vae else new_vae(arguments)
+    names = ("base_dim", "decoder_base_dim", "z_dim", "patch_size", "dim_mult")
+    sizes = {name: getattr(arguments, name) for name in names}
+    vae = DreamActorVAE.from_pretrained(arguments.vae) if arguments.vae else new_vae(**sizes)
     if arguments.vae_code:
         vae = change_code(vae, LinearCode.load(arguments.vae_code), teacher)
     if teacher is not None:
@@ -178,13 +120,7 @@ def main() -> None:
         module.requires_grad_(arguments.train != "encoder")
     model = Reconstruction(vae, arguments.train, arguments.latent_noise, teacher)
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if arguments.optimizer == "muon":
-        kernels = [parameter for parameter in parameters if parameter.ndim > 1]
-        others = [parameter for parameter in parameters if parameter.ndim == 1 or parameter.shape[1:].numel() == 1]
-        kernels = [parameter for parameter in kernels if parameter.shape[1:].numel() > 1]
-        optimizers = [ConvMuon(kernels, lr=arguments.learning_rate), torch.optim.AdamW(others, weight_decay=0.0)]
-    else:
-        optimizers = [torch.optim.AdamW(parameters, betas=(0.9, 0.98), weight_decay=0.0)]
+    optimizers = conv_optimizers(arguments.optimizer, parameters, arguments.learning_rate)
 
     def learning_rate(step: int) -> float:
         warm = min(1.0, (step + 1) / max(1, arguments.warmup_steps))
@@ -216,23 +152,13 @@ def main() -> None:
         decoded, latents, target = model(video, generator)
         loss, shown = torch.zeros((), device=video.device), {}
         if decoded is not None:
-            difference = decoded.float() - video
-            squared = difference.square()
-            # squared error is what PSNR counts; a part of absolute error keeps edges sharp
-            loss = loss + (weight * (squared + 0.2 * difference.abs())).sum() / weight.expand_as(squared).sum()
-            shown["mse"] = squared.detach().mean().item()
+            part, mse = reconstruction_loss(decoded, video, weight)
+            loss, shown["mse"] = loss + part, mse.item()
         if arguments.train != "decoder":
-            latents = latents.float()
-            if target is not None:
-                error = (latents - target).square()
-                # components that carry more of the picture count more
-                importance = teacher.scale.sqrt().view(1, -1, 1, 1, 1)
-                loss = loss + (error * importance).mean() / importance.mean()
-                shown["unexplained"] = error.detach().mean().item()
-            else:
-                mean, variance = latents.mean(dim=(0, 2, 3, 4)), latents.var(dim=(0, 2, 3, 4))
-                divergence = mean.square() + variance - variance.clamp_min(1e-6).log() - 1
-                loss = loss + arguments.kl_weight * divergence.mean()
+            part, unexplained = code_loss(latents, target, teacher, arguments.kl_weight)
+            loss = loss + part
+            if unexplained is not None:
+                shown["unexplained"] = unexplained.item()
         accelerator.backward(loss)
         accelerator.clip_grad_norm_(parameters, 1.0)
         for optimizer in optimizers:
@@ -254,7 +180,8 @@ def main() -> None:
     vae = accelerator.unwrap_model(model).vae
     if accelerator.is_main_process:
         if arguments.train == "both" and teacher is None:
-            measure_latents(vae, dataset)
+            picks = [index * len(dataset) // min(64, len(dataset)) for index in range(min(64, len(dataset)))]
+            measure_latents(vae, (dataset[pick, number]["video"][None] for number, pick in enumerate(picks)))
         vae.save_pretrained(output / "vae")
         if not list_checkpoints(output):
             print(f"{output}/vae is saved; the run was too short for a checkpoint.", flush=True)

@@ -13,3 +13,11 @@ def test_a_start_says_nothing_about_torchvision():
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "torchvision" not in result.stderr and "a hint" not in result.stderr
     assert "Loading components" not in result.stderr and "of use" in result.stderr
+
+
+def test_an_import_says_nothing():
+    """Also where torchao is installed, which Diffusers imports, with kernels that do not fit the machine."""
+    result = subprocess.run(
+        [sys.executable, "-c", "import diffusers_dreamactor"], capture_output=True, text=True, check=True
+    )
+    assert (result.stdout, result.stderr) == ("", "")

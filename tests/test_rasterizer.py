@@ -1,6 +1,6 @@
 import torch
 
-from diffusers_dreamactor.rasterizer import rasterize
+from diffusers_dreamactor.rasterizer import rasterize, rasterize_frames
 
 
 FAR = [[0, 0, 2.0], [0, 8, 2.0], [8, 0, 2.0]]
@@ -57,3 +57,25 @@ def test_neighbours_leave_no_cracks():
     )
     seen, _ = rasterize(points, triangles, 64, 64)
     assert (seen[2:62, 2:62] >= 0).all()
+
+
+def test_frames_drawn_together_are_what_each_is_on_its_own():
+    random = torch.Generator().manual_seed(1)
+    scale, shift = torch.tensor([20.0, 16.0, 3.0]), torch.tensor([-2.0, -2.0, 1.0])
+    points = torch.rand(5, 60, 3, generator=random) * scale + shift
+    # depth of other orders of magnitude in another frame, and one that shows nothing
+    points[1, :, 2] *= 1000
+    points[3, :, 0] += 100
+    triangles = torch.randint(60, (80, 3), generator=random)
+    seen, weights = rasterize_frames(points, triangles, 12, 16)
+    assert (seen[3] == -1).all() and (seen[[0, 1, 2, 4]] >= 0).float().mean() > 0.5
+    for frame in range(5):
+        alone_seen, alone_weights = rasterize(points[frame], triangles, 12, 16)
+        assert torch.equal(seen[frame], alone_seen) and torch.equal(weights[frame], alone_weights)
+
+
+def test_what_is_nearer_than_the_near_plane_is_not_drawn():
+    points, triangles = torch.tensor(FAR + NEAR)[None], torch.tensor([[0, 1, 2], [3, 4, 5]])
+    assert (rasterize_frames(points, triangles, 8, 8, near=0.5)[0] == 1).any()
+    seen, _ = rasterize_frames(points, triangles, 8, 8, near=1.0)
+    assert not (seen == 1).any() and seen[0, 0, 0] == 0

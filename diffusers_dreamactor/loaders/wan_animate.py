@@ -116,7 +116,7 @@ def build_model(
     """
     quantizer = None
     if quantization_config is not None:
-        quantizer = DiffusersAutoQuantizer.from_config(quantization_config)
+        quantizer = DiffusersAutoQuantizer.from_config(quantization_config, pre_quantized=False)
         quantizer.validate_environment(torch_dtype=dtype)
         dtype = quantizer.update_torch_dtype(dtype)
     with init_empty_weights():

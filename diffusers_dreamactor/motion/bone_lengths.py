@@ -39,6 +39,8 @@ SANE_RANGE = {"head": (0.4, 2.5), "left_hand": (0.4, 2.5), "right_hand": (0.4, 2
 SIDE_TOLERANCE = 1.25
 # A change of size over a video by about this share or less is noise, and not followed.
 STEADY_SIZE = 0.02
+# The share of its length with which a bone lies in the picture that counts as stretched.
+STRETCHED = 0.8
 # Seconds over which the distance from the camera is smoothed.
 STEADY_DISTANCE = 0.08
 
@@ -63,7 +65,9 @@ def seen_bones(seen: np.ndarray) -> np.ndarray:
 
 def measure_lengths(positions: np.ndarray, seen: np.ndarray, percentile: float = 50.0) -> np.ndarray:
     """
-    Bone lengths over a clip.
+    Bone lengths over a clip, each from all frames in which the bone is seen stretched: lying in the picture to 80 % of its
+    length, or if it seldom does, from the quarter of the frames in which it does most. How far a bone reaches to the camera is
+    what captures know least.
 
     Args:
         positions (`(F, 62, D)`): joints.
@@ -74,13 +78,42 @@ def measure_lengths(positions: np.ndarray, seen: np.ndarray, percentile: float =
     Returns:
         `(62,)`: NaN for bones that were never seen whole.
     """
-    lengths = np.linalg.norm(bone_vectors(positions), axis=-1)
+    vectors = bone_vectors(positions)
+    lengths = np.linalg.norm(vectors, axis=-1)
+    flat = np.linalg.norm(vectors[..., :2], axis=-1) / np.maximum(lengths, 1e-9)
     bones = seen_bones(seen)
     result = np.full(NUM_JOINTS, np.nan)
     result[ROOT] = 0.0
     for joint in np.flatnonzero(bones.any(axis=0)):
-        result[joint] = np.percentile(lengths[bones[:, joint], joint], percentile)
+        length, share = lengths[bones[:, joint], joint], flat[bones[:, joint], joint]
+        stretched = share >= min(STRETCHED, np.percentile(share, 75))
+        result[joint] = np.percentile(length[stretched], percentile)
     return result
+
+
+def length_sources(measured: np.ndarray) -> dict[str, str]:
+    """
+    Where `complete_lengths` has the length of every part from: by the names of `skeleton.BONE_GROUPS`, "measured",
+    "mirrored" (one side was measured and counts for both) or "proportions" (of an average person).
+
+    Args:
+        measured (`(62,)`): from `measure_lengths`.
+    """
+    sources = {}
+    for group, bones in BONE_GROUPS.items():
+        known = np.isfinite(measured[list(bones)])
+        other = np.isfinite(measured[[MIRROR[bone] for bone in bones]])
+        # A finger or two may be hidden.
+        share = known.mean()
+        sources[group] = "measured" if share >= 0.8 else "mirrored" if (known | other).mean() >= 0.8 else "proportions"
+    return sources
+
+
+def describe_sources(sources: dict[str, str]) -> str:
+    """`length_sources` in words: "measured: arm, torso; mirrored: forearm; from average proportions: shin, foot"."""
+    names = {"measured": "measured", "mirrored": "mirrored", "proportions": "from average proportions"}
+    words = {source: [part for part, own in sources.items() if own == source] for source in names}
+    return "; ".join(f"{names[source]}: {', '.join(parts)}" for source, parts in words.items() if parts)
 
 
 def weighted_median(values: np.ndarray, weights: np.ndarray) -> float:

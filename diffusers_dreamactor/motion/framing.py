@@ -27,6 +27,10 @@ SMOOTHNESS = 3e-2
 
 CONTACT_JOINTS = [JOINT_INDEX[name] for name in ("right_ankle", "left_ankle", "right_toe", "left_toe")]
 ANKLES = CONTACT_JOINTS[:2]
+_HIPS = [JOINT_INDEX["right_hip"], JOINT_INDEX["left_hip"]]
+_KNEES = [JOINT_INDEX["right_knee"], JOINT_INDEX["left_knee"]]
+# The height of the hips of somebody who sits, at most, as a share of the leg's length.
+_SITTING = 0.7
 
 
 def seen_weights(confidence: np.ndarray, fps: float) -> np.ndarray:
@@ -136,6 +140,25 @@ def kept_path(anchor: np.ndarray, ratio: float, motion: MotionSequence, referenc
     depth = ratio * anchor[:, 2] * reference.focal_length / motion.focal_length
     pixels = project(anchor, motion.focal_length, motion.width, motion.height)
     return back_project(pixels, depth, reference.focal_length, reference.width, reference.height)
+
+
+def sits(joints: np.ndarray, weights: np.ndarray, lengths: np.ndarray, present: np.ndarray) -> bool:
+    """
+    Whether somebody sits, kneels or crouches for most of a clip: the legs are driven, and the hips are less than 70 % of a
+    leg's length above the lower ankle.
+
+    Args:
+        joints (`(F, 62, 3)`): metres.
+        weights (`(F, 62)`): how much each joint is driven, in [0, 1].
+        lengths (`(F, 62)`): of the bones, metres.
+        present (`(F,)` bool): frames that count.
+    """
+    driven = present & (weights[:, _KNEES].max(axis=1) >= 0.5)
+    if not driven.any() or driven.sum() < 0.5 * present.sum():
+        return False
+    leg = lengths[0, _KNEES].mean() + lengths[0, ANKLES].mean()
+    height = joints[driven][:, ANKLES, 1].max(axis=1) - joints[driven][:, _HIPS, 1].mean(axis=1)
+    return bool(np.median(height) < _SITTING * leg)
 
 
 def foot_contact(joints: np.ndarray, weights: np.ndarray, scale: float, fps: float) -> tuple[np.ndarray, np.ndarray]:

@@ -8,6 +8,8 @@ from .bone_lengths import (
     body_scale,
     bone_vectors,
     complete_lengths,
+    describe_sources,
+    length_sources,
     measure_lengths,
     scale_offsets,
     seen_bones,
@@ -25,6 +27,7 @@ from .framing import (
     kept_path,
     picture_path,
     seen_weights,
+    sits,
     typical_frame,
     world_path,
 )
@@ -121,7 +124,8 @@ def retarget(
     Bones point as the driver's do and are as long as the reference's. Where the driver usually is, the person stands where
     the reference does and is as large; around it the driver's way through the picture is followed, in body sizes. Where
     whole figures stand on the ground in both, it is the way through space, corrected so that standing feet do not
-    slide. Joints that the driver does not show keep the reference's pose on the moving torso: legs stand, arms turn with
+    slide. A driver who sits, kneels or crouches for most of the clip sits on the ground of a standing reference, the pelvis at
+    rest. Joints that the driver does not show keep the reference's pose on the moving torso: legs stand, arms turn with
     the shoulders. One that is lost for more than a second goes back to it, slowly. If no leg is driven, pelvis and feet stay
     where the reference has them. A head that would leave the picture while the driver's does not is kept in it, as a camera
     operator would. Other joints may leave the picture.
@@ -169,6 +173,7 @@ def retarget(
     person, person_seen = _positions(reference, planar), reference.body.confidence >= 0.5
     measured = measure_lengths(person, person_seen)
     lengths = complete_lengths(measured)
+    logger.info(f"Bones of the reference {describe_sources(length_sources(measured))}.")
     person = complete_pose(person[0], person_seen[0], lengths, planar)
     person_frame = torso_frames(person[None], np.ones(1), planar)[0]
 
@@ -285,16 +290,25 @@ def retarget(
     if planted:
         path = person[HIPS].mean(axis=0) - relative[:, HIPS].mean(axis=1)
     joints = relative + path[:, None]
-    if grounded:
+    if anchor == "neck" and align != "none" and not planar and not planted and person_seen[0, ANKLES].any():
+        ground = person[ANKLES, 1][person_seen[0, ANKLES]].max()
         contact, slide = foot_contact(driver, weights, body_scale(driver_lengths), motion.fps)
         standing = contact[first, : len(ANKLES)] > 0.5
-        if standing.any():
+        sitting = sits(joints, weights, lengths, present)
+        if sitting:
+            # On the reference's ground, on whatever is lowest: who sits where a figure stood sits down there.
+            if align == "framing":
+                pelvis = joints[:, HIPS].mean(axis=1)
+                joints += (np.median(pelvis[present], axis=0) - pelvis)[:, None]
+            lowest = joints[:, [*HIPS, *KNEES, *ANKLES], 1].max(axis=1)
+            joints[..., 1] += ground - np.median(lowest[present])
+        elif grounded and standing.any():
             # Who stands stands where the reference stands, also when crouching.
-            ground = person[ANKLES, 1][person_seen[0, ANKLES]].max()
             reach = lengths[0, HIPS].mean()
             lift = ground - joints[first, np.array(ANKLES)[standing], 1].max()
             joints[..., 1] += np.clip(lift, -reach, reach)
-        joints += foot_correction(joints[:, CONTACT_JOINTS], contact, walk_ratio * slide)[:, None]
+        if grounded and not (sitting and align == "framing"):
+            joints += foot_correction(joints[:, CONTACT_JOINTS], contact, walk_ratio * slide)[:, None]
 
     def in_pixels(points: np.ndarray) -> np.ndarray:
         if planar:

@@ -8,8 +8,6 @@ import PIL.Image
 import torch
 from diffusers.utils.torch_utils import get_module_execution_device
 
-from diffusers_dreamactor.speech import extract_speech_features, feature_hop
-
 
 class Segment(NamedTuple):
     """A range of the video that one denoising run makes: frames `[start, stop)`, with `start` shared with the segment
@@ -164,6 +162,9 @@ def speech_features(
     Returns:
         Features `(1, L, feature_dim)`, and how many of them go with a frame.
     """
+    # training reads this module where neither SciPy nor transformers may be installed
+    from diffusers_dreamactor.speech import extract_speech_features, feature_hop
+
     rate = feature_extractor.sampling_rate
     length = round(num_frames / fps * rate)
     samples = np.pad(samples, (0, max(0, length - len(samples))))[:length]

@@ -39,6 +39,17 @@ class ActionTokens:
         used = torch.nonzero(actions.std(dim=0) >= least).flatten()
         return cls(used, actions[:, used].mean(dim=0), actions[:, used].std(dim=0), motion_dim)
 
+    def to_values(self) -> dict[str, list | int]:
+        """The same as lists and numbers, for JSON."""
+        values = {name: getattr(self, name).tolist() for name in ("used", "mean", "scale")}
+        return values | {"motion_dim": self.motion_dim}
+
+    @classmethod
+    def from_values(cls, values: dict[str, list | int]) -> ActionTokens:
+        """The inverse of `to_values`."""
+        tensors = (torch.tensor(values[name]) for name in ("used", "mean", "scale"))
+        return cls(*tensors, values["motion_dim"])
+
     def save(self, path: str | Path) -> None:
         """Write one safetensors file."""
         tensors = {"used": self.used, "mean": self.mean, "scale": self.scale}

@@ -24,9 +24,11 @@ class BucketBatchSampler(Sampler):
         start_step (`int`): the first step.
         process_index, num_processes (`int`): this process's share.
         weights (sequence of `float`, *optional*): how often each clip is drawn, relative to the others; 1 by default.
+        micro_batches (`int`): how many batches make a step. They are the shares of what a large batch would be: 4 times 2
+            clips of a step are the same clips as 2 times 4, or once 8.
 
     Yields:
-        lists of `(index, item_seed)`: the clip and the seed of its augmentation.
+        lists of `(index, item_seed)`: the clip and the seed of all that is random about it.
 
     Raises:
         ValueError: there are no clips, or a key has no batch size.
@@ -41,6 +43,7 @@ class BucketBatchSampler(Sampler):
         process_index: int = 0,
         num_processes: int = 1,
         weights: Sequence[float] | None = None,
+        micro_batches: int = 1,
     ):
         if len(keys) == 0:
             raise ValueError("`keys` is empty: there are no clips to train on.")
@@ -64,21 +67,24 @@ class BucketBatchSampler(Sampler):
             self.batch_sizes = [batch_size] * len(self.keys)
         self.seed, self.start_step = seed, start_step
         self.process_index, self.num_processes = process_index, num_processes
+        self.micro_batches = micro_batches
 
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
         step = self.start_step
         while True:
-            yield self.batch(step)
+            for micro_step in range(self.micro_batches):
+                yield self.batch(step, micro_step)
             step += 1
 
-    def batch(self, step: int) -> list[tuple[int, int]]:
-        """The clips of one step on this process."""
+    def batch(self, step: int, micro_step: int = 0) -> list[tuple[int, int]]:
+        """The clips of one step's micro-batch on this process."""
         random = np.random.default_rng([self.seed, step])
         bucket = random.choice(len(self.buckets), p=self.bucket_weights)
         size = self.batch_sizes[bucket]
-        # drawn for all processes at once: without replacement as long as there are enough clips
-        total, available = size * self.num_processes, len(self.buckets[bucket])
+        # drawn for the whole step at once: without replacement as long as there are enough clips
+        total, available = size * self.num_processes * self.micro_batches, len(self.buckets[bucket])
         picks = random.choice(available, total, replace=total > available, p=self.clip_weights[bucket])
         seeds = random.integers(2**31, size=total)
-        share = slice(self.process_index * size, (self.process_index + 1) * size)
+        first = (micro_step * self.num_processes + self.process_index) * size
+        share = slice(first, first + size)
         return [(int(self.buckets[bucket][pick]), int(seed)) for pick, seed in zip(picks[share], seeds[share])]

@@ -11,11 +11,13 @@ from safetensors import SafetensorError, safe_open
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import Dataset
 
-from ..processors.guidance import MotionGuidance
+from ..processors.guidance import FORMAT_NAME, FORMAT_VERSION, MotionGuidance
+from .segments import list_segments
 
 
 CLIP_FILES = ("latents.safetensors", "guidance.safetensors", "reference_guidance.safetensors")
 AUDIO_FILE = "audio.safetensors"
+GUIDANCE = ("face", "motion_tokens", "face_weight")
 REGIONS = ("body", "head", "eyes_and_mouth")
 """Channels of a clip's `regions`: which share of a latent pixel each covers; they do not overlap."""
 
@@ -40,14 +42,15 @@ class PreparedClipDataset(Dataset):
         length_weights (sequence of `float`, *optional*): how often each length is drawn.
         start_probability (`float`): how often a window is the start of the clip. The others start in its middle, from a
             given latent, as the later segments of a long video do.
-        in_memory (`bool`): keep what was read.
+        in_memory (`bool`): read each clip whole, and keep it. Otherwise what is read of a file is the window alone.
         face (`str`): `"crops"`, `"motion_tokens"` for the ready tokens that guidance may hold, or `"audio"`.
 
     Items, by `(index, seed)`: tensors `latents (C, L, h, w)`, `maps (6, F, H, W)` uint8, `face (F, 3, S, S)` uint8 or
     `motion_tokens (F, D)`, `face_weight (F,)`, `reference_latents (C, R, h, w)`, `reference_maps (6, R, H, W)` uint8,
-    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, and `continued` (bool): whether the first
-    latent is given. With audio, instead of a face: `audio_features (L, D)` of the whole clip, `features_per_frame ()`,
-    and `audio_window (3,)` int64: L, the frames of the clip, and the clip's frame at which the window starts.
+    `regions (3, L, h, w)` float in [0, 1], `image_states (L, image_dim)`, `continued` (`bool`): whether the first latent is
+    given, and `seed` (`int`), of what training draws for the sample. With audio, instead of a face: `audio_features (L, D)`
+    of the whole clip, `features_per_frame` (`float`), and `audio_window` (three `int`): L, the frames of the clip, and the
+    clip's frame at which the window starts.
 
     Raises:
         FileNotFoundError: there is no such folder.
@@ -85,12 +88,17 @@ class PreparedClipDataset(Dataset):
                 ) from error
             for length, weight in zip(lengths, length_weights):
                 if shape[1] >= length:
-                    self.items.append((path, length))
+                    self.items.append((path, length, shape[1]))
                     self.keys.append((shape[2], shape[3], length))
                     self.weights.append(weight)
+        if not self.items and list_segments(folder):
+            raise ValueError(
+                f"`folder` {folder} holds segments, which are prepared for Wan-Animate's weights: prepare the clips with"
+                " `--model` naming the repository that is trained."
+            )
         if not self.items:
             raise ValueError(f"`folder` {folder} holds no prepared clips of at least {min(lengths)} latent frames.")
-        silent = sorted({path.name for path, _ in self.items if not (path / AUDIO_FILE).exists()})
+        silent = sorted({path.name for path, _, _ in self.items if not (path / AUDIO_FILE).exists()})
         if face == "audio" and silent:
             raise ValueError(
                 f"`folder` {folder} has clips without sound ({len(silent)}, the first is {silent[0]}), but training from "
@@ -103,50 +111,51 @@ class PreparedClipDataset(Dataset):
 
     def __getitem__(self, item: tuple[int, int]) -> dict[str, torch.Tensor]:
         index, seed = item
-        path, length = self.items[index]
+        path, length, total = self.items[index]
         random = np.random.default_rng(seed)
-        clip = self._read(path)
-        available = clip["latents"].shape[1] - length
         start = 0
-        if available > 0 and length > 1 and random.random() >= self.start_probability:
-            start = int(random.integers(1, available + 1))
+        if total > length > 1 and random.random() >= self.start_probability:
+            start = int(random.integers(1, total - length + 1))
         # latent s > 0 covers frames 4 s - 3 to 4 s; a segment that starts with it is driven from its last frame on
-        frames = slice(4 * start, 4 * (start + length - 1) + 1)
+        latents, frames = slice(start, start + length), slice(4 * start, 4 * (start + length - 1) + 1)
+        if self.cache is None:
+            clip = read_prepared_clip(path, latents, frames, self.face)
+        else:
+            if path not in self.cache:
+                self.cache[path] = read_prepared_clip(path)
+            along = {name: (slice(None), latents) for name in ("latents", "regions")} | {"maps": (slice(None), frames)}
+            along |= dict.fromkeys(GUIDANCE, frames)
+            clip = {
+                name: value[along[name]] if name in along and value is not None else value
+                for name, value in self.cache[path].items()
+            }
         sample = {
-            "latents": clip["latents"][:, start : start + length].float(),
-            "maps": clip["maps"][:, frames],
+            "latents": clip["latents"].float(),
+            "maps": clip["maps"],
             "reference_latents": clip["reference_latents"].float(),
             "reference_maps": clip["reference_maps"],
-            "continued": torch.tensor(start > 0),
+            "continued": start > 0,
+            "seed": seed,
         }
         if self.face == "audio":
             sample["audio_features"] = clip["audio_features"]
-            sample["features_per_frame"] = torch.tensor(clip["features_per_frame"])
-            window = (len(clip["audio_features"]), clip["maps"].shape[1], frames.start)
-            sample["audio_window"] = torch.tensor(window)
+            sample["features_per_frame"] = clip["features_per_frame"]
+            sample["audio_window"] = (len(clip["audio_features"]), 4 * (total - 1) + 1, frames.start)
         for name in () if self.face == "audio" else (self.face, "face_weight"):
             if clip[name] is None:
                 raise ValueError(f"{path.name} has no `{name}`, which this training reads.")
-            sample[name] = clip[name][frames]
+            sample[name] = clip[name]
         if clip["image_states"] is not None:
             sample["image_states"] = clip["image_states"].float()
         if clip["regions"] is not None:
-            sample["regions"] = clip["regions"][:, start : start + length].float() / 255
+            sample["regions"] = clip["regions"].float() / 255
         return sample
 
-    def _read(self, path: Path) -> dict[str, torch.Tensor | None]:
-        if self.cache is not None and path in self.cache:
-            return self.cache[path]
-        clip = read_prepared_clip(path)
-        if self.cache is not None:
-            self.cache[path] = clip
-        return clip
 
-
-def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
+def collate_clips(samples: list[dict]) -> dict[str, torch.Tensor | list]:
     """
     Stack samples of one size and length; of the references, as many are kept as each of them has, and shorter
-    `audio_features` are filled up with zeros (their lengths are in `audio_window`).
+    `audio_features` are filled up with zeros (their lengths are in `audio_window`). What are no tensors become lists.
     """
     count = min(sample["reference_latents"].shape[1] for sample in samples)
     batch = {}
@@ -154,9 +163,19 @@ def collate_clips(samples: list[dict[str, torch.Tensor]]) -> dict[str, torch.Ten
         if name == "audio_features":
             batch[name] = pad_sequence([sample[name] for sample in samples], batch_first=True)
             continue
+        if not torch.is_tensor(samples[0][name]):
+            batch[name] = [sample[name] for sample in samples]
+            continue
         values = [sample[name][:, :count] if name.startswith("reference_") else sample[name] for sample in samples]
         batch[name] = torch.stack(values)
     return batch
+
+
+def move_batch(batch: dict[str, torch.Tensor | list], device: torch.device) -> dict[str, torch.Tensor | list]:
+    """A collated batch on a device, without waiting for it; lists stay, for the host to read."""
+    return {
+        name: value.to(device, non_blocking=True) if torch.is_tensor(value) else value for name, value in batch.items()
+    }
 
 
 def list_prepared_clips(folder: str | Path) -> list[Path]:
@@ -167,32 +186,57 @@ def list_prepared_clips(folder: str | Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if (path / CLIP_FILES[0]).exists())
 
 
-def read_prepared_clip(path: Path) -> dict:
-    """Everything of one clip as tensors (`None` where there is nothing); `metadata` is a `dict`."""
+def read_prepared_clip(
+    path: Path, latents: slice = slice(None), frames: slice = slice(None), face: str | None = None
+) -> dict:
+    """
+    One clip as tensors (`None` where there is nothing); `metadata` is a `dict`. Of the files, only what is asked for is read.
+
+    Args:
+        path (`Path`): its folder.
+        latents, frames (`slice`): the window, of latent frames and of frames; all of them by default.
+        face (`str`, *optional*): `"face"`, `"motion_tokens"` or `"audio"` leaves what the others are read from alone.
+
+    Raises:
+        ValueError: the guidance is none, or of another format version.
+    """
+    clip = dict.fromkeys(("regions", "image_states", "audio_features", "features_per_frame"))
     with safe_open(path / "latents.safetensors", framework="pt") as file:
-        clip = {name: file.get_tensor(name) for name in file.keys()}
-        metadata = json.loads((file.metadata() or {}).get("clip", "{}"))
-    clip = {"regions": None, "image_states": None} | clip | {"metadata": metadata}
-    guidance = MotionGuidance.load(path / "guidance.safetensors")
-    reference_guidance = MotionGuidance.load(path / "reference_guidance.safetensors")
-    clip["audio_features"] = clip["features_per_frame"] = None
-    if (path / AUDIO_FILE).exists():
+        windows = {"latents": latents, "regions": latents}
+        for name in file.keys():
+            window = (slice(None), windows[name]) if name in windows else slice(None)
+            clip[name] = file.get_slice(name)[window]
+        clip["metadata"] = json.loads((file.metadata() or {}).get("clip", "{}"))
+    guidance = _read_guidance(
+        path / "guidance.safetensors", frames, GUIDANCE if face is None else (face, "face_weight")
+    )
+    reference_guidance = _read_guidance(path / "reference_guidance.safetensors", slice(None), ())
+    if face in (None, "audio") and (path / AUDIO_FILE).exists():
         with safe_open(path / AUDIO_FILE, framework="pt") as file:
             clip["audio_features"] = file.get_tensor("features")
             clip["features_per_frame"] = float(file.metadata()["features_per_frame"])
-    clip["maps"] = stack_maps(guidance)
-    clip["reference_maps"] = stack_maps(reference_guidance)
-    for name in ("face", "motion_tokens", "face_weight"):
-        value = getattr(guidance, name)
-        clip[name] = None if value is None else torch.from_numpy(np.ascontiguousarray(value))
-    return clip
+    return clip | guidance | {"reference_maps": reference_guidance["maps"]}
 
 
-def stack_maps(guidance: MotionGuidance) -> torch.Tensor:
-    """`(6, F, H, W)` uint8: skeleton and sphere; `MotionGuidance.maps` before it is scaled."""
-    sphere = np.zeros_like(guidance.skeleton) if guidance.sphere is None else guidance.sphere
-    maps = np.concatenate([guidance.skeleton, sphere], axis=1)
-    return torch.from_numpy(np.ascontiguousarray(maps.transpose(1, 0, 2, 3)))
+def _read_guidance(path: Path, frames: slice, names: tuple[str, ...]) -> dict[str, torch.Tensor | None]:
+    """`maps (6, F, H, W)` uint8 (skeleton and sphere, black where there is none), and those of `GUIDANCE` that are named."""
+    with safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        if (metadata.get("format"), metadata.get("version")) != (FORMAT_NAME, FORMAT_VERSION):
+            raise ValueError(
+                f"{path} is no guidance of format {FORMAT_NAME!r} {FORMAT_VERSION}, but of {metadata.get('format')!r} "
+                f"{metadata.get('version')}."
+            )
+        stored = file.keys()
+        skeleton = file.get_slice("skeleton")[frames]
+        maps = skeleton.new_zeros(6, len(skeleton), *skeleton.shape[2:])
+        maps[:3] = skeleton.transpose(0, 1)
+        if "sphere" in stored:
+            maps[3:] = file.get_slice("sphere")[frames].transpose(0, 1)
+        guidance = {"maps": maps}
+        for name in GUIDANCE:
+            guidance[name] = file.get_slice(name)[frames] if name in stored and name in names else None
+        return guidance
 
 
 def check_prepared_clip(path: Path) -> list[str]:
@@ -207,6 +251,8 @@ def check_prepared_clip(path: Path) -> list[str]:
     if missing:
         return [f"{path.name}: {', '.join(missing)} is missing."]
     try:
+        for name in CLIP_FILES[1:]:
+            MotionGuidance.load(path / name)
         clip = read_prepared_clip(path)
     except (ValueError, OSError, KeyError, SafetensorError) as error:
         return [f"{path.name}: cannot be read: {error}"]

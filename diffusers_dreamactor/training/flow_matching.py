@@ -33,6 +33,28 @@ def sample_sigmas(
     return shift * u / (1 + (shift - 1) * u)
 
 
+def sample_noise(
+    latents: torch.Tensor, generators: list[torch.Generator], shift: float = 1.0, **density
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """
+    Noise and its level for each sample, from that sample's own generator, so that they do not depend on its companions.
+
+    Args:
+        latents (`torch.Tensor` of shape `(B, ...)`): for shape and device.
+        generators (`list[torch.Generator]`): B of them, on the CPU.
+        shift (`float`), density: see `sample_sigmas`.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: noise like the latents, and sigmas `(B,)`, float32.
+    """
+    sigmas = torch.cat([sample_sigmas(1, generator, shift=shift, **density) for generator in generators])
+    noise = torch.stack([torch.randn(latents.shape[1:], generator=generator) for generator in generators])
+    return (
+        noise.to(latents.device, latents.dtype, non_blocking=True),
+        sigmas.to(latents.device, non_blocking=True),
+    )
+
+
 def add_noise(latents: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
     """`(1 - sigma) latents + sigma noise`, `sigmas` of shape `(B,)`."""
     sigmas = sigmas.view(-1, *[1] * (latents.ndim - 1)).to(latents)

@@ -14,7 +14,7 @@ from ..pipelines.conditioning import (
     initial_latent_condition,
     pack_reference_latents,
 )
-from .flow_matching import add_noise, sample_sigmas, velocity
+from .flow_matching import add_noise, sample_noise, velocity
 from .stages import STAGES
 
 
@@ -23,9 +23,26 @@ if TYPE_CHECKING:
 
 
 NOT_TRAINABLE = (
-    "`model` has no `pose_encoder`: repositories with Wan-Animate's weights animate, but only those with DreamActor's own "
-    "conditions are trained, such as conversion/convert_wan_i2v.py makes."
+    "`model` has no `pose_encoder`: Wan-Animate's weights are not trained as a whole, but LoRAs on them are, by "
+    "examples/train_lora.py; whole models are trained from what `dreamactor convert wan-i2v` makes."
 )
+
+
+def region_shares(regions: torch.Tensor, scale: int) -> torch.Tensor:
+    """
+    Which share of each latent pixel body, head, eyes and mouth cover.
+
+    Args:
+        regions (`torch.Tensor` of shape `(B, 4 (T - 1) + 1, H, W)`): 0 background, 1 body, 2 head, 3 eyes and mouth.
+        scale (`int`): pixels of a latent pixel's side.
+
+    Returns:
+        `(B, 3, T, H / scale, W / scale)` float in [0, 1].
+    """
+    shares = torch.stack([regions == index for index in (1, 2, 3)], dim=1).float().flatten(0, 1)
+    shares = nn.functional.avg_pool2d(shares, scale)
+    first, later = shares[:, :1], shares[:, 1:].unflatten(1, (-1, 4)).mean(dim=2)
+    return torch.cat([first, later], dim=1).unflatten(0, (-1, 3))
 
 
 @dataclass
@@ -92,6 +109,12 @@ class DreamActorObjective(nn.Module):
         self.register_buffer("prompt_embeds", prompt_embeds, persistent=False)
         self.register_buffer("negative_prompt_embeds", negative_prompt_embeds, persistent=False)
         self.config = config
+        # of regions and latent channels
+        for name in ("region_weights", "channel_weights"):
+            weights = getattr(config, name)
+            if weights is not None:
+                weights = torch.tensor(weights, dtype=torch.float32).view(1, -1, 1, 1, 1)
+            self.register_buffer(name, weights, persistent=False)
 
     @classmethod
     @torch.no_grad()
@@ -125,7 +148,7 @@ class DreamActorObjective(nn.Module):
         if source == "audio":
             # a clip's speech is read as a whole, as the pipeline does: a window hears what is said around it
             tokens = []
-            rates, windows = batch["features_per_frame"].tolist(), batch["audio_window"].tolist()
+            rates, windows = batch["features_per_frame"], batch["audio_window"]
             for features, features_per_frame, (length, clip_frames, start) in zip(
                 batch["audio_features"], rates, windows
             ):
@@ -145,13 +168,15 @@ class DreamActorObjective(nn.Module):
         """
         Args:
             batch (`dict`): of `PreparedClipDataset`, collated.
-            generator (`torch.Generator`): on the CPU; everything random is drawn from it.
+            generator (`torch.Generator`): on the CPU; what is random about the whole batch is drawn from it, and what is
+                about a sample, from the sample's own `seed`, or, in a batch without seeds, from one that is drawn.
 
         Returns:
-            `dict` with `loss` (to minimise) and `mse` (unweighted, for comparison between runs).
+            `dict` with the means `loss` (to minimise) and `mse` (unweighted, for comparison between runs), and the `weight`
+            and `count` that they are over, by which means of several batches are put together.
         """
         config, latents = self.config, batch["latents"]
-        batch_size, channels = latents.shape[:2]
+        batch_size = len(latents)
 
         # 1. What this batch is given
         chance = torch.rand(4, generator=generator).tolist()
@@ -164,22 +189,23 @@ class DreamActorObjective(nn.Module):
         number = 1 + int(chance[2] * available)
         # the first reference is the identity and always there; which others complement it is random
         others = 1 + torch.randperm(batch["reference_latents"].shape[2] - 1, generator=generator)[: number - 1]
-        picks = torch.cat([torch.zeros(1, dtype=torch.long), others]).to(latents.device)
-        given = batch["continued"].cpu() | (torch.rand(batch_size, generator=generator) < config.initial_latent)
+        picks = [0, *others.tolist()]
+        seeds = batch.get("seed")
+        if seeds is None:
+            seeds = torch.randint(2**62, (batch_size,), generator=generator).tolist()
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        given = torch.stack([torch.rand((), generator=own) < config.initial_latent for own in generators])
+        given = given.to(latents.device, non_blocking=True)
+        given |= torch.as_tensor(batch["continued"]).to(latents.device, non_blocking=True)
         # of a still picture nothing would be left to predict
         given &= latents.shape[2] > 1
-        given = given.to(latents.device).view(-1, 1, 1, 1, 1)
+        given = given.view(-1, 1, 1, 1, 1)
 
         # 2. Noise
-        sigmas = sample_sigmas(
-            batch_size,
-            generator,
-            config.weighting_scheme,
-            config.logit_mean,
-            config.logit_std,
-            shift=config.shift,
-        ).to(latents.device)
-        noise = torch.randn(latents.shape, generator=generator).to(latents)
+        density = {"logit_mean": config.logit_mean, "logit_std": config.logit_std}
+        noise, sigmas = sample_noise(
+            latents, generators, config.shift, weighting_scheme=config.weighting_scheme, **density
+        )
         noisy = add_noise(latents, noise, sigmas)
         condition = torch.where(given, initial_latent_condition(noisy, latents[:, :, :1]), empty_condition(noisy))
 
@@ -190,8 +216,13 @@ class DreamActorObjective(nn.Module):
         if not drop_face:
             motion = self.encode_face(batch)
         if not drop_reference:
-            reference = pack_reference_latents(batch["reference_latents"][:, :, picks])
-            maps = batch["reference_maps"][:, :, picks].float() / 127.5 - 1
+            # one by one: an index on the device would make the host wait for it
+            picked = {
+                name: torch.stack([batch[name][:, :, i] for i in picks], dim=2)
+                for name in ("reference_latents", "reference_maps")
+            }
+            reference = pack_reference_latents(picked["reference_latents"])
+            maps = picked["reference_maps"].float() / 127.5 - 1
             reference_pose = encode_reference_pose(self.pose_encoder, maps)
         text = self.negative_prompt_embeds if drop_all else self.prompt_embeds
         image = None
@@ -217,11 +248,11 @@ class DreamActorObjective(nn.Module):
         error = (prediction.float() - velocity(latents, noise)).square()
         weight = torch.ones_like(error[:, :1])
         if "regions" in batch:
-            added = torch.tensor(config.region_weights).to(latents).view(1, -1, 1, 1, 1)
-            weight = weight + (batch["regions"] * added).sum(dim=1, keepdim=True)
+            weight = weight + (batch["regions"] * self.region_weights).sum(dim=1, keepdim=True)
         weight = torch.cat([weight[:, :, :1] * ~given, weight[:, :, 1:]], dim=2)
-        mse = (error.mean(dim=1, keepdim=True) * (weight > 0)).sum() / (weight > 0).sum()
-        if config.channel_weights is not None:
-            error = error * torch.tensor(config.channel_weights).to(error).view(1, channels, 1, 1, 1)
+        counts = weight > 0
+        mse = (error.mean(dim=1, keepdim=True) * counts).sum() / counts.sum()
+        if self.channel_weights is not None:
+            error = error * self.channel_weights
         loss = (error.mean(dim=1, keepdim=True) * weight).sum() / weight.sum()
-        return {"loss": loss, "mse": mse.detach()}
+        return {"loss": loss, "mse": mse.detach(), "weight": weight.sum(), "count": counts.sum()}

@@ -44,6 +44,18 @@ def make_optimizers(
     return optimizers
 
 
+def conv_optimizers(name: str, parameters: list[nn.Parameter], learning_rate: float) -> list[torch.optim.Optimizer]:
+    """
+    The optimizers of a convolutional model: `"adamw"`, or `"muon"`: `ConvMuon` for the kernels and AdamW for biases and
+    scales.
+    """
+    if name == "adamw":
+        return [torch.optim.AdamW(parameters, lr=learning_rate, betas=(0.9, 0.98), weight_decay=0.0)]
+    kernels = [parameter for parameter in parameters if parameter.ndim > 1 and parameter.shape[1:].numel() > 1]
+    others = [parameter for parameter in parameters if parameter.ndim == 1 or parameter.shape[1:].numel() == 1]
+    return [ConvMuon(kernels, lr=learning_rate), torch.optim.AdamW(others, weight_decay=0.0)]
+
+
 class ConvMuon(torch.optim.Optimizer):
     """
     Muon for convolutions: `torch.optim.Muon` takes matrices only; here a kernel counts as the matrix of its output
@@ -76,7 +88,9 @@ class ConvMuon(torch.optim.Optimizer):
 
 def _orthogonalize(matrix: torch.Tensor, steps: int = 5) -> torch.Tensor:
     # Newton-Schulz iteration with Keller Jordan's coefficients: singular values go to about 1
-    wide = matrix.bfloat16() if matrix.shape[0] <= matrix.shape[1] else matrix.bfloat16().T
+    # half the work on a GPU, eight times as much on a processor without instructions for it
+    matrix = matrix.bfloat16() if matrix.is_cuda else matrix.float()
+    wide = matrix if matrix.shape[0] <= matrix.shape[1] else matrix.T
     wide = wide / (wide.norm() + 1e-7)
     for _ in range(steps):
         gram = wide @ wide.T

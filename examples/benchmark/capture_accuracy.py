@@ -5,7 +5,7 @@ How exact capture and retargeting are, on rendered people whose joints are known
         [--pictures FOLDER]
 
 People of `examples/synthetic` (extra `synthetic`) are rendered at 640x480 and 24 frames/s: behind a desk, entering and
-leaving, gesturing fast, turning right round, crossing and in contact. Each scene is captured by `MediaPipeCapture`,
+leaving, gesturing fast, turning right round, crossing, in contact and hugging. Each scene is captured by `MediaPipeCapture`,
 retargeted, and compared with the truth; one row of the table for each scene, the mean over seeds:
 
 - `body %`, `hand %`: median distance of keypoints that the picture shows, in per cent of the person's stature.
@@ -34,8 +34,9 @@ from scipy.spatial.transform import Rotation, Slerp
 sys.path.insert(0, str(Path(__file__).parents[1] / "synthetic"))
 from avatar_appearance import AvatarAppearance  # noqa: E402
 from avatar_body import AvatarBody  # noqa: E402
-from avatar_clip import FPS, Avatar, Camera  # noqa: E402
+from avatar_clip import Avatar  # noqa: E402
 from avatar_motion import AvatarMotion, random_motion  # noqa: E402
+from avatar_view import FPS, Camera  # noqa: E402
 
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture  # noqa: E402
 from diffusers_dreamactor.motion.retarget import retarget  # noqa: E402
@@ -44,7 +45,7 @@ from diffusers_dreamactor.motion.skeleton import BODY, JOINT_INDEX, LEFT_HAND, R
 
 
 HEIGHT, WIDTH, RATE, NUM_FRAMES = 480, 640, 24, 72
-SCENES = ("desk", "entering", "fast", "turning", "crossing", "contact")
+SCENES = ("desk", "entering", "fast", "turning", "crossing", "contact", "hug")
 COLUMNS = (
     "body %",
     "PCK",
@@ -101,6 +102,19 @@ def moved(motion: AvatarMotion, x: np.ndarray | float = 0.0, y: np.ndarray | flo
     return replace(motion, translation=translation)
 
 
+def embracing(motion: AvatarMotion, body: AvatarBody, amount: np.ndarray) -> AvatarMotion:
+    """The motion with the arms round somebody who stands before the person, by `amount` (F,) in [0, 1]."""
+    rotations = motion.rotations.copy()
+    x, y, z = np.eye(3)
+    for side, sign in (("L", 1), ("R", -1)):
+        upper = Slerp([0, 1], Rotation.from_rotvec([0 * x, np.deg2rad(-70) * x]))(amount)
+        inward = Slerp([0, 1], Rotation.from_rotvec([0 * z, np.deg2rad(25 * sign) * z]))(amount)
+        elbow = Slerp([0, 1], Rotation.from_rotvec([0 * y, np.deg2rad(25) * np.array([-0.75, 0, -0.66 * sign])]))
+        rotations[:, body.bone_index[f"upperarm01.{side}"]] = (inward * upper).as_matrix()
+        rotations[:, body.bone_index[f"lowerarm01.{side}"]] = elbow(amount).as_matrix()
+    return replace(motion, rotations=rotations)
+
+
 def scene_of(name: str, random: np.random.Generator, body: AvatarBody) -> tuple[Camera, list[AvatarMotion]]:
     """The camera and everybody's motion, the person who is followed first."""
     time = np.linspace(0, 1, NUM_FRAMES)
@@ -121,6 +135,15 @@ def scene_of(name: str, random: np.random.Generator, body: AvatarBody) -> tuple[
         return camera_for(-0.1, 2.3), [
             moved(turned(first, np.full(NUM_FRAMES, 50.0)), x=way),
             moved(turned(second, np.full(NUM_FRAMES, -50.0)), -way, -0.6),
+        ]
+    if name == "hug":
+        # Face to face, seen from the side; together they take each other into their arms, and part again.
+        apart = np.interp(time, [0, 0.1, 0.35, 0.75, 1], [0.6, 0.55, 0.16, 0.16, 0.5])
+        amount = np.interp(time, [0, 0.15, 0.4, 0.75, 0.95], [0, 0, 1, 1, 0])
+        yaw = np.full(NUM_FRAMES, 65.0)
+        return camera_for(-0.1, 2.3), [
+            moved(turned(embracing(first, body, amount), yaw), x=-apart),
+            moved(turned(embracing(second, body, amount), -yaw), apart, -0.05),
         ]
     # Side by side, shoulders touching, one before the other and swaying together.
     apart = np.interp(time, [0, 0.25, 0.75, 1], [0.55, 0.2, 0.2, 0.55])

@@ -44,6 +44,7 @@ class AvatarBody:
     """
 
     def __init__(self, path: str | Path):
+        self.path = Path(path)
         with np.load(path) as data:
             self.rest = data["rest"].astype(np.float32)
             self.rest_bones = data["rest_bones"].astype(np.float32)

@@ -2,106 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
 from avatar_motion import AvatarMotion, random_expression, random_motion, with_expression
 from avatar_rasterizer import rasterize
+from avatar_view import (
+    FACE_SIZE,
+    FPS,
+    HEAD_AXES,
+    HEAD_RADIUS,
+    JOINT_BONES,
+    SUPERSAMPLING,
+    Camera,
+    crop_boxes,
+    face_edges,
+    jitter_boxes,
+)
 
 from diffusers_dreamactor.motion.sequence import BodyTrack, FaceTrack, HeadTrack, MotionSequence
 from diffusers_dreamactor.motion.skeleton import ARKIT_BLENDSHAPES, JOINT_INDEX, NUM_JOINTS
-
-
-FPS = 12
-SIZES = {"portrait": (64, 64), "half_body": (64, 64), "full_body": (96, 64)}
-"""Height and width of a clip."""
-FACE_SIZE = 64
-SUPERSAMPLING = 2
-HEAD_RADIUS = 0.13
-"""Half the height of the head, metres: the radius of the head sphere."""
-HEAD_AXES = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32)
-"""The head bone's axes in the world (z up, face to -y) to those of `HeadTrack` (y down, z to the back)."""
-_MEAN_HEAD_HEIGHT = 0.657
-"""Height of the head's joint above the hips of the mean person, metres."""
-CROP_SCALE, CROP_SHIFT = 1.47, 0.26
-"""Face crops show the whole head. A capture's face boxes reach from the brows to the chin: this is what
-`FaceMotionProcessor` has to make of them (`scale` and `shift`), measured with MediaPipe on 24 rendered portraits."""
-_FACE_SIDE = 0.27 / CROP_SCALE
-"""Side of the face box, metres."""
-_BODY_BONES = {
-    "shoulder": "upperarm01",
-    "elbow": "lowerarm01",
-    "wrist": "wrist",
-    "hip": "upperleg01",
-    "knee": "lowerleg01",
-    "ankle": "foot",
-    "toe": "toe2-2",
-    "eye": "eye",
-}
-
-
-@dataclass
-class Camera:
-    """
-    A pinhole in front of the person: `distance` metres away, at height `z` and shifted by `x`, turned round the person
-    by `yaw` radians; the focal length is in pixels, the principal point in the middle of a `height` x `width` picture.
-    """
-
-    height: int
-    width: int
-    focal_length: float
-    distance: float
-    x: float
-    z: float
-    yaw: float = 0.0
-
-    @property
-    def rotation(self) -> np.ndarray:
-        """World to camera `(3, 3)`: the camera's x is to the right, its y down, its z into the picture."""
-        c, s = np.cos(self.yaw), np.sin(self.yaw)
-        turn = np.array([[c, -s, 0], [s, c, 0], [0, 0, 1]], dtype=np.float32)
-        return np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0]], dtype=np.float32) @ turn
-
-    def to_camera(self, points: np.ndarray) -> np.ndarray:
-        """World points `(..., 3)` in camera axes, metres."""
-        offset = np.array([-self.x, self.z, self.distance], dtype=np.float32)
-        return points @ self.rotation.T + offset
-
-    def project(self, points: np.ndarray) -> np.ndarray:
-        """Camera points `(..., 3)` -> pixels and depth `(..., 3)`."""
-        depth = np.maximum(points[..., 2:], 0.05)
-        pixels = points[..., :2] * self.focal_length / depth + np.array([self.width / 2, self.height / 2])
-        return np.concatenate([pixels, points[..., 2:]], axis=-1).astype(np.float32)
-
-    def framed_for(self, avatar: Avatar) -> Camera:
-        """The same picture of a taller or smaller person: camera height and distance follow the person's."""
-        ratio = float(avatar.bones[avatar.body.bone_index["head"], 2] / _MEAN_HEAD_HEIGHT)
-        return replace(self, z=self.z * ratio, distance=self.distance * ratio)
-
-    @classmethod
-    def random(cls, random: np.random.Generator, scale: str) -> Camera:
-        """A camera that shows a person at one of `avatar_motion.SCALES`."""
-        height, width = SIZES[scale]
-        focal_length = np.hypot(height, width) * random.uniform(1.1, 1.6)
-        # how many pixels a metre is, and which height of the body (metres above the hips) is in the middle
-        per_metre, middle = {
-            "portrait": (random.uniform(2.4, 3.2) * height, random.uniform(0.65, 0.70)),
-            "half_body": (random.uniform(1.0, 1.3) * height, random.uniform(0.42, 0.5)),
-            "full_body": (random.uniform(0.44, 0.5) * height, random.uniform(-0.14, -0.04)),
-        }[scale]
-        drift = 0.1 * width / per_metre
-        yaw = np.deg2rad(random.uniform(-12, 12))
-        return cls(
-            height,
-            width,
-            float(focal_length),
-            float(focal_length / per_metre),
-            float(random.uniform(-drift, drift)),
-            float(middle),
-            float(yaw),
-        )
 
 
 class Avatar:
@@ -118,7 +40,7 @@ class Avatar:
             elif name.startswith(("upperleg", "lowerleg", "foot", "toe")):
                 groups[index] = 2
         self.vertex_group = groups[body.dominant_bone]
-        self._landmarks = _landmark_vertices(body)
+        self.landmarks = _landmark_vertices(body)
 
     def pose(self, motion: AvatarMotion, frames: slice = slice(None)) -> PosedAvatar:
         """The person in the poses of some frames of a motion."""
@@ -140,13 +62,13 @@ class PosedAvatar:
 
     def head_center(self) -> np.ndarray:
         """Middle of the head `(F, 3)` in the world."""
-        ears = self.vertices[:, [self.avatar._landmarks["left_ear"], self.avatar._landmarks["right_ear"]]].mean(axis=1)
+        ears = self.vertices[:, [self.avatar.landmarks["left_ear"], self.avatar.landmarks["right_ear"]]].mean(axis=1)
         head = self.avatar.body.bone_index["head"]
         return ears + self.rotations[:, head] @ np.array([0.0, -0.035, 0.01], dtype=np.float32)
 
     def motion(self, camera: Camera) -> MotionSequence:
         """What a perfect capture would say of the clip; face boxes, no crops."""
-        names, landmarks, body = self.avatar.body.bone_index, self.avatar._landmarks, self.avatar.body
+        names, landmarks, body = self.avatar.body.bone_index, self.avatar.landmarks, self.avatar.body
         joints = np.zeros((len(self.vertices), NUM_JOINTS, 3), dtype=np.float32)
 
         def put(joint, position):
@@ -154,7 +76,7 @@ class PosedAvatar:
 
         put("nose", self.vertices[:, landmarks["nose"]])
         for side, letter in (("left", "L"), ("right", "R")):
-            for joint, bone in _BODY_BONES.items():
+            for joint, bone in JOINT_BONES.items():
                 put(f"{side}_{joint}", self.bones[:, names[f"{bone}.{letter}"]])
             put(f"{side}_ear", self.vertices[:, landmarks[f"{side}_ear"]])
             put(f"{side}_hand_wrist", self.bones[:, names[f"wrist.{letter}"]])
@@ -181,10 +103,7 @@ class PosedAvatar:
 
         # the face is seen when its front (-z of the head's axes) points to the camera
         frontal = rotation[:, 2, 2]
-        half = (_FACE_SIDE / 2 * scale)[:, None]
-        middle = pixels[:, :2] + 0.35 * half * CROP_SCALE * -rotation[:, :2, 2] * 0.5
-        middle[:, 1:] += 2 * CROP_SHIFT * half
-        boxes = np.concatenate([middle - half, middle + half], axis=1)
+        boxes = np.stack(face_edges(pixels[:, :2], rotation, scale), axis=1)
         order = [body.action_names.index(name) for name in ARKIT_BLENDSHAPES]
         blendshapes = np.clip(self.actions[:, order], 0, 1)
         face = FaceTrack(boxes, (frontal > 0.2).astype(np.float32), blendshapes=blendshapes)
@@ -333,24 +252,6 @@ def render_motion(
         references = posed.render(view)[0]
         clips.append(SyntheticClip(video, regions, captured, references, posed.motion(view), scale, number))
     return clips
-
-
-def crop_boxes(boxes: np.ndarray) -> np.ndarray:
-    """The squares `(F, 4)` to cut out around face boxes `(F, 4)`."""
-    side = boxes[:, 2:] - boxes[:, :2]
-    middle = (boxes[:, :2] + boxes[:, 2:]) / 2 - side * [0, CROP_SHIFT]
-    return np.concatenate([middle - CROP_SCALE / 2 * side, middle + CROP_SCALE / 2 * side], axis=1)
-
-
-def jitter_boxes(random: np.random.Generator, boxes: np.ndarray, smoothing: int = 5) -> np.ndarray:
-    """Boxes `(F, 4)` smoothed over some frames, shifted and scaled a little, as those of a real detector are."""
-    kernel = np.ones(smoothing) / smoothing
-    padded = np.pad(boxes, ((smoothing // 2, smoothing // 2), (0, 0)), mode="edge")
-    smooth = np.stack([np.convolve(padded[:, i], kernel, mode="valid") for i in range(4)], axis=1)
-    middle, half = (smooth[:, :2] + smooth[:, 2:]) / 2, (smooth[:, 2:] - smooth[:, :2]) / 2
-    middle = middle + half * random.uniform(-0.1, 0.1, 2)
-    half = half * random.uniform(0.85, 1.15)
-    return np.concatenate([middle - half, middle + half], axis=1).astype(np.float32)
 
 
 def _facing(motion: AvatarMotion, body: AvatarBody, camera: Camera) -> np.ndarray:

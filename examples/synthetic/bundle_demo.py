@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import FACE_SIZE, HEAD_AXES, Avatar, Camera, crop_boxes, jitter_boxes
+from avatar_clip import Avatar
 from avatar_motion import AvatarMotion, random_motion, with_expression
+from avatar_view import FACE_SIZE, HEAD_AXES, Camera, crop_boxes, jitter_boxes
 from PIL import Image
 
 from diffusers_dreamactor.motion.sequence import MotionSequence

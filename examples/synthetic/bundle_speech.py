@@ -18,8 +18,8 @@ import numpy as np
 import torch
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import Camera
 from avatar_motion import random_motion
+from avatar_view import Camera
 from make_speech import speech_feature_extractor
 from speech_synthesis import SAMPLING_RATE, SpeechSynthesizer
 

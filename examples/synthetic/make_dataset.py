@@ -20,16 +20,9 @@ from pathlib import Path
 import numpy as np
 from avatar_body import AvatarBody
 from avatar_clip import SyntheticClip, render_motion
+from avatar_view import scale_of
 from PIL import Image
 from safetensors.numpy import load_file, save_file
-
-
-def scale_of(index: int, portraits: float, half_bodies: float) -> str:
-    """Which camera scale the motion with this index has: shares are kept in every run of a few motions."""
-    position = (index * 0.6180339887) % 1
-    if position < portraits:
-        return "portrait"
-    return "half_body" if position < portraits + half_bodies else "full_body"
 
 
 def save_clip(clip: SyntheticClip, folder: Path) -> None:

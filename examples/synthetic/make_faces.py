@@ -17,8 +17,9 @@ from pathlib import Path
 import numpy as np
 from avatar_appearance import AvatarAppearance
 from avatar_body import AvatarBody
-from avatar_clip import FACE_SIZE, Avatar, Camera, crop_boxes, jitter_boxes
+from avatar_clip import Avatar
 from avatar_motion import random_motion
+from avatar_view import FACE_SIZE, Camera, crop_boxes, jitter_boxes
 
 
 def render_faces(body: AvatarBody, person: int, frames: int = 8) -> tuple[np.ndarray, np.ndarray]:

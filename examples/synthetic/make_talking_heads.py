@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import scipy.io.wavfile
 from avatar_body import AvatarBody
-from avatar_clip import FPS, SyntheticClip, render_motion
+from avatar_clip import SyntheticClip, render_motion
+from avatar_view import FPS
 from make_dataset import save_clip
 from speech_actions import speech_actions
 from speech_synthesis import (

@@ -10,16 +10,111 @@ The defaults are DreamActor-Tiny's.
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 import torch
+from avatar_view import CROP_SCALE, CROP_SHIFT, FPS
 from diffusers import FlowMatchEulerDiscreteScheduler
 
-from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
 from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
-from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+
+
+if TYPE_CHECKING:
+    from diffusers_dreamactor import DreamActorPipeline
+
+
+TRANSFORMER_SIZES = (
+    "patch_size",
+    "num_attention_heads",
+    "attention_head_dim",
+    "num_layers",
+    "ffn_dim",
+    "face_attention_interval",
+)
+
+
+def new_transformer(
+    z_dim: int,
+    motion_dim: int,
+    pose_channels: int = 64,
+    patch_size: int = 2,
+    num_attention_heads: int = 4,
+    attention_head_dim: int = 64,
+    num_layers: int = 6,
+    ffn_dim: int = 1024,
+    face_attention_interval: int = 1,
+) -> DreamActorTransformer3DModel:
+    """A transformer with fresh weights for latents of `z_dim` channels and face tokens of `motion_dim` channels."""
+    transformer = DreamActorTransformer3DModel(
+        patch_size=(1, patch_size, patch_size),
+        num_attention_heads=num_attention_heads,
+        attention_head_dim=attention_head_dim,
+        in_channels=2 * z_dim + 4,
+        out_channels=z_dim,
+        pose_channels=pose_channels,
+        ffn_dim=ffn_dim,
+        num_layers=num_layers,
+        rope_max_seq_len=256,
+        motion_dim=motion_dim,
+        face_encoder_hidden_dim=128,
+        face_encoder_num_heads=4,
+        face_attention_interval=face_attention_interval,
+    )
+    # `pose_patch_embedding` starts at zero for models that were trained without poses; a new one has nothing to keep
+    torch.nn.init.xavier_uniform_(transformer.pose_patch_embedding.weight.flatten(1))
+    return transformer
+
+
+def new_pose_encoder(pose_channels: int, spatial_ratio: int) -> PoseEncoder:
+    """A pose encoder whose latents have the size of the video's, `spatial_ratio` times smaller than the picture."""
+    return PoseEncoder(
+        out_channels=pose_channels,
+        patch_size=spatial_ratio // 4,
+        block_out_channels=(16, 48, 96),
+        temporal_downsample=(True, True),
+        layers_per_block=0,
+    )
+
+
+def new_pipeline(
+    transformer: DreamActorTransformer3DModel,
+    vae: DreamActorVAE,
+    face_motion_encoder: FaceMotionEncoder,
+    pose_encoder: PoseEncoder,
+    area: int,
+    shift: float = 3.0,
+    face_scale: float = CROP_SCALE,
+    face_shift: float = CROP_SHIFT,
+    num_inference_steps: int = 2,
+    guidance_scale: float = 1.0,
+    segment_frames: int = 17,
+    fps: float = FPS,
+) -> DreamActorPipeline:
+    """The repository of these models; `area`: pixels of the largest size that was trained."""
+    from diffusers_dreamactor import DreamActorPipeline
+    from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+
+    return DreamActorPipeline(
+        transformer=transformer,
+        vae=vae,
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=shift),
+        face_motion_encoder=face_motion_encoder,
+        pose_encoder=pose_encoder,
+        motion_processor=MotionGuidanceProcessor(
+            area=area,
+            size_multiple=vae.config.scale_factor_spatial * transformer.config.patch_size[1],
+            face_size=face_motion_encoder.config.size,
+            face_scale=face_scale,
+            face_shift=face_shift,
+        ),
+        num_inference_steps=num_inference_steps,
+        guidance_scale=guidance_scale,
+        segment_frames=segment_frames,
+        fps=float(fps),
+    )
 
 
 def main() -> None:
@@ -37,9 +132,11 @@ def main() -> None:
         "--face_attention_interval", type=int, default=1, help="every so many blocks have a face attention"
     )
     parser.add_argument("--patch_size", type=int, default=2)
-    # the defaults make of a capture's face boxes what make_dataset.py renders (avatar_clip.CROP_SCALE and CROP_SHIFT)
-    parser.add_argument("--face_scale", type=float, default=1.47, help="side of face crops, in sides of the face box")
-    parser.add_argument("--face_shift", type=float, default=0.26, help="how far face crops are moved up")
+    # the defaults make of a capture's face boxes what make_dataset.py renders
+    parser.add_argument(
+        "--face_scale", type=float, default=CROP_SCALE, help="side of face crops, in sides of the face box"
+    )
+    parser.add_argument("--face_shift", type=float, default=CROP_SHIFT, help="how far face crops are moved up")
     parser.add_argument("--pose_channels", type=int, default=64)
     parser.add_argument("--shift", type=float, default=3.0)
     parser.add_argument("--num_inference_steps", type=int, default=2)
@@ -58,45 +155,22 @@ def main() -> None:
     torch.manual_seed(arguments.seed)
     vae = DreamActorVAE.from_pretrained(arguments.vae)
     face_motion_encoder = FaceMotionEncoder.from_pretrained(arguments.face_motion_encoder)
-    transformer = DreamActorTransformer3DModel(
-        patch_size=(1, arguments.patch_size, arguments.patch_size),
-        num_attention_heads=arguments.num_attention_heads,
-        attention_head_dim=arguments.attention_head_dim,
-        in_channels=2 * vae.config.z_dim + 4,
-        out_channels=vae.config.z_dim,
-        pose_channels=arguments.pose_channels,
-        ffn_dim=arguments.ffn_dim,
-        num_layers=arguments.num_layers,
-        rope_max_seq_len=256,
-        motion_dim=face_motion_encoder.config.motion_dim,
-        face_encoder_hidden_dim=128,
-        face_encoder_num_heads=4,
-        face_attention_interval=arguments.face_attention_interval,
+    transformer = new_transformer(
+        vae.config.z_dim,
+        face_motion_encoder.config.motion_dim,
+        arguments.pose_channels,
+        **{name: getattr(arguments, name) for name in TRANSFORMER_SIZES},
     )
-    # `pose_patch_embedding` starts at zero for models that were trained without poses; a new one has nothing to keep
-    torch.nn.init.xavier_uniform_(transformer.pose_patch_embedding.weight.flatten(1))
-    pose_encoder = PoseEncoder(
-        out_channels=arguments.pose_channels,
-        # pose latents have the size of the video's
-        patch_size=vae.config.scale_factor_spatial // 4,
-        block_out_channels=(16, 48, 96),
-        temporal_downsample=(True, True),
-        layers_per_block=0,
-    )
-    size_multiple = vae.config.scale_factor_spatial * arguments.patch_size
-    pipe = DreamActorPipeline(
-        transformer=transformer,
-        vae=vae,
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=arguments.shift),
-        face_motion_encoder=face_motion_encoder,
-        pose_encoder=pose_encoder,
-        motion_processor=MotionGuidanceProcessor(
-            area=arguments.area,
-            size_multiple=size_multiple,
-            face_size=face_motion_encoder.config.size,
-            face_scale=arguments.face_scale,
-            face_shift=arguments.face_shift,
-        ),
+    pose_encoder = new_pose_encoder(arguments.pose_channels, vae.config.scale_factor_spatial)
+    pipe = new_pipeline(
+        transformer,
+        vae,
+        face_motion_encoder,
+        pose_encoder,
+        area=arguments.area,
+        shift=arguments.shift,
+        face_scale=arguments.face_scale,
+        face_shift=arguments.face_shift,
         num_inference_steps=arguments.num_inference_steps,
         guidance_scale=arguments.guidance_scale,
         segment_frames=arguments.segment_frames,

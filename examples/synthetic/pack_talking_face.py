@@ -13,7 +13,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from avatar_clip import HEAD_AXES
+from avatar_view import HEAD_AXES
 from safetensors.numpy import save_file
 
 from diffusers_dreamactor.motion.skeleton import ARKIT_BLENDSHAPES

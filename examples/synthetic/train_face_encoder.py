@@ -56,6 +56,38 @@ def augment(crops: torch.Tensor, generator: torch.Generator, frames: int) -> tor
     return crops + 0.04 * torch.randn(crops.shape, generator=generator)
 
 
+def new_face_encoder(size: int, motion_dim: int) -> FaceMotionEncoder:
+    """A small encoder of crops of `size` pixels to tokens of `motion_dim` channels."""
+    return FaceMotionEncoder(
+        size=size,
+        channels={"64": 16, "32": 32, "16": 64, "8": 128, "4": 128},
+        style_dim=256,
+        motion_blocks=2,
+        num_motion_directions=motion_dim,
+        motion_dim=motion_dim,
+    )
+
+
+def face_optimizers(encoder: FaceMotionEncoder, name: str, learning_rate: float) -> list[torch.optim.Optimizer]:
+    """The first is of the weights: `ConvMuon` with `learning_rate`, or AdamW; the second of the biases."""
+    # the encoder stores weights of unit variance and scales them when used
+    weights = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
+    biases = [parameter for parameter in encoder.parameters() if parameter.ndim == 1]
+    adamw = {"betas": (0.9, 0.98), "weight_decay": 0.0}
+    first = ConvMuon(weights, lr=learning_rate) if name == "muon" else torch.optim.AdamW(weights, **adamw)
+    return [first, torch.optim.AdamW(biases, **adamw)]
+
+
+def expression_loss(predicted: torch.Tensor, truth: torch.Tensor, frames: int) -> torch.Tensor:
+    """
+    What is minimised of tokens `(N, channels in use)`, each `frames` of them of one person: differences between the
+    pictures of a person are expression and pose, never appearance, so they count most.
+    """
+    error = (predicted - truth).unflatten(0, (-1, frames))
+    within = error - error.mean(dim=1, keepdim=True)
+    return within.square().mean() + 0.3 * error.square().mean()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--data", required=True)
@@ -76,24 +108,10 @@ def main() -> None:
     if not Path(arguments.action_tokens).exists():
         ActionTokens.fit(torch.from_numpy(actions), motion_dim=32).save(arguments.action_tokens)
     tokens = ActionTokens.load(arguments.action_tokens)
-    encoder = FaceMotionEncoder(
-        size=arguments.size,
-        channels={"64": 16, "32": 32, "16": 64, "8": 128, "4": 128},
-        style_dim=256,
-        motion_blocks=2,
-        num_motion_directions=tokens.motion_dim,
-        motion_dim=tokens.motion_dim,
-    )
+    encoder = new_face_encoder(arguments.size, tokens.motion_dim)
     if crops.shape[1] != arguments.size:
         crops = shrink(crops, crops.shape[1] // arguments.size)
-    # the encoder stores weights of unit variance and scales them when used
-    weights = [parameter for parameter in encoder.parameters() if parameter.ndim > 1]
-    if arguments.optimizer == "muon":
-        optimizers = [ConvMuon(weights, lr=arguments.learning_rate)]
-    else:
-        optimizers = [torch.optim.AdamW(weights, betas=(0.9, 0.98), weight_decay=0.0)]
-    biases = [parameter for parameter in encoder.parameters() if parameter.ndim == 1]
-    optimizers.append(torch.optim.AdamW(biases, betas=(0.9, 0.98), weight_decay=0.0))
+    optimizers = face_optimizers(encoder, arguments.optimizer, arguments.learning_rate)
     ema = EMAModel(encoder.parameters(), decay=0.99, use_ema_warmup=True, power=3 / 4)
 
     def batch(indices):
@@ -103,7 +121,7 @@ def main() -> None:
     def predict(pixels):
         return encoder(pixels[None], batch_size=len(pixels))[0].float()
 
-    # pictures of one person lie together: differences between them are expression and pose, never appearance
+    # pictures of one person lie together
     frames = int((person == person[0]).sum())
     people = person.reshape(-1, frames)[:, 0]
     training, testing = np.flatnonzero(people % 20 != 0), np.flatnonzero(person % 20 == 0)
@@ -114,9 +132,8 @@ def main() -> None:
         pixels, truth = batch((training[picks, None] * frames + np.arange(frames)).reshape(-1))
         with torch.autocast("cpu", torch.bfloat16):
             predicted = predict(augment(pixels, generator, frames))
-        error = (predicted - truth)[:, : len(tokens.used)].unflatten(0, (-1, frames))
-        within = error - error.mean(dim=1, keepdim=True)
-        loss = within.square().mean() + 0.3 * error.square().mean()
+        used = slice(0, len(tokens.used))
+        loss = expression_loss(predicted[:, used], truth[:, used], frames)
         encoder.zero_grad()
         loss.backward()
         share = step / arguments.max_train_steps

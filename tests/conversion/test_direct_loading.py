@@ -130,6 +130,8 @@ def test_a_quantised_transformer_is_close(compare, direct, wan_animate_source, c
     config = PipelineQuantizationConfig(quant_mapping={"transformer": TorchAoConfig(Int8WeightOnlyConfig())})
     pipeline = DreamActorPipeline.from_pretrained(wan_animate_source, quantization_config=config, prompt_cache=cache)
     pipeline.set_progress_bar_config(disable=True)
+    # stored in a byte for each weight, and not only rounded to bfloat16
+    assert type(pipeline.transformer.blocks[0].attn1.to_q.weight).__name__ == "Int8Tensor"
     expected, actual = compare(9, 1.0, pipeline=pipeline)
     assert 0 < (expected - actual).abs().max() < 0.1
 

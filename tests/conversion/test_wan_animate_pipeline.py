@@ -250,6 +250,21 @@ class TestEveryWayToCall:
         assert made.shape == wanted.shape
         assert np.abs(made.astype(int) - wanted).mean() < 0.5
 
+    def test_the_shell_replaces(self, converted, media, tmp_path, capsys):
+        """From nothing but a picture and a video."""
+        frames = VideoReader(media / "cartoon_character.mp4").frames(24, 25)
+        picture = Image.open(media / "reference_scholar.jpeg").resize((640, 360))
+        picture.save(tmp_path / "scholar.png")
+        cropped = [Image.fromarray(frame).crop((380, 90, 1100, 720)).resize((480, 420)) for frame in frames]
+        save_video(cropped, tmp_path / "driver.mp4", 24)
+        command = ["animate", tmp_path / "scholar.png", "--driving", tmp_path / "driver.mp4", "--size", "64x64"]
+        command += ["--model", converted, "--device", "cpu", "--output", tmp_path / "out.mp4", "--preview-only"]
+        assert main([str(word) for word in [*command, "--replace"]]) == 0
+        preview = VideoReader(tmp_path / "out.preview.mp4")
+        assert preview.width > 4 * preview.height
+        assert main([str(word) for word in [*command, "--mask", tmp_path / "driver.mp4"]]) == 1
+        assert "`--background` and `--mask` are for `--replace` only." in capsys.readouterr().err
+
 
 class TestRepository:
     def test_index_is_what_saving_writes(self, converted, dreamactor, tmp_path):

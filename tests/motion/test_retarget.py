@@ -9,7 +9,12 @@ from scipy.ndimage import gaussian_filter1d
 from scipy.spatial.transform import Rotation
 
 from diffusers_dreamactor.media import VideoReader
-from diffusers_dreamactor.motion.bone_lengths import complete_lengths, measure_lengths
+from diffusers_dreamactor.motion.bone_lengths import (
+    complete_lengths,
+    describe_sources,
+    length_sources,
+    measure_lengths,
+)
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
 from diffusers_dreamactor.motion.retarget import resize_motion, retarget
 from diffusers_dreamactor.motion.sequence import BodyTrack, HeadTrack, MotionSequence, project
@@ -157,6 +162,36 @@ def test_lengths_with_a_wrong_depth_are_repaired():
     # Five metres on both sides: clamped to twice the average proportion.
     assert lengths[wrist] == pytest.approx(2 * 0.146 / 0.288 * ADULT.torso, rel=0.1)
     assert lengths[elbow] == pytest.approx(ADULT.arm, rel=1e-3)
+
+
+def test_a_bones_length_comes_from_the_frames_in_which_it_is_stretched():
+    """Pointing at the camera it looks as long as the estimator's depth errs, here half as long for most of the clip."""
+    rng = np.random.default_rng(0)
+    joints = np.tile(still(ADULT).body.joints.astype(np.float64), (60, 1, 1))
+    elbow, wrist = JOINT_INDEX["left_elbow"], JOINT_INDEX["left_wrist"]
+    forward = np.arange(60) >= 20
+    joints[forward, wrist] = joints[forward, elbow] + [0.0, 0.02, -0.5 * ADULT.forearm]
+    joints[~forward, wrist] = joints[~forward, elbow] + [0.0, ADULT.forearm, 0.0]
+    joints[~forward, wrist] += rng.normal(0, 0.005, (20, 3))
+    seen = np.ones((60, 62), dtype=bool)
+    assert measure_lengths(joints, seen)[wrist] == pytest.approx(ADULT.forearm, rel=0.02)
+    # One frame in which it is far too long does not count.
+    joints[3, wrist] = joints[3, elbow] + [0.0, 3 * ADULT.forearm, 0.0]
+    assert measure_lengths(joints, seen)[wrist] == pytest.approx(ADULT.forearm, rel=0.02)
+
+
+def test_it_is_said_which_lengths_were_measured_mirrored_or_taken_from_proportions():
+    joints = still(ADULT).body.joints.astype(np.float64)
+    seen = np.ones((1, 62), dtype=bool)
+    seen[:, [JOINT_INDEX[name] for name in ("right_wrist", "right_ankle", "left_ankle", "right_toe", "left_toe")]] = (
+        False
+    )
+    seen[:, RIGHT_HAND] = False
+    sources = length_sources(measure_lengths(joints, seen))
+    assert sources["arm"] == sources["torso"] == sources["thigh"] == "measured"
+    assert sources["forearm"] == sources["hand"] == "mirrored"
+    assert sources["shin"] == sources["foot"] == "proportions"
+    assert "; mirrored: forearm, hand; from average proportions: shin, foot" in describe_sources(sources)
 
 
 def test_bone_scale_lengthens_what_it_names():
@@ -610,3 +645,32 @@ def test_a_real_talking_head_starts_on_a_real_reference(media, capture_models, n
     away = np.linalg.norm(result.body.keypoints - reference.body.keypoints, axis=-1)
     seen = reference.body.confidence[0] >= 0.5
     assert away[:, [joint for joint in HIPS + LEGS if seen[joint]] or [NECK]].max() < 0.1 * shoulders
+
+
+def test_who_sits_sits_on_the_ground_of_a_standing_reference():
+    """The neck is not put where the standing reference's is, legs in the air; camera shake does not move the pelvis."""
+    driver = ADULT.film("stand", 60, "full_body", cut=False)
+    joints = driver.body.joints.astype(np.float64)
+    # Knees bent before the trunk, feet near the hips: as on the ground, seen by a camera that sways.
+    for side in ("right", "left"):
+        hip, knee, ankle, toe = (JOINT_INDEX[f"{side}_{name}"] for name in ("hip", "knee", "ankle", "toe"))
+        thigh = np.linalg.norm(joints[:, knee] - joints[:, hip], axis=-1, keepdims=True)
+        shin = np.linalg.norm(joints[:, ankle] - joints[:, knee], axis=-1, keepdims=True)
+        step = joints[:, toe] - joints[:, ankle]
+        joints[:, knee] = joints[:, hip] + thigh * np.array([0.0, -0.6, -0.8])
+        joints[:, ankle] = joints[:, knee] + shin * np.array([0.0, 0.8, -0.6])
+        joints[:, toe] = joints[:, ankle] + step
+    joints += np.sin(np.arange(60) / 9)[:, None, None] * np.array([0.08, 0.05, 0.0])
+    driver.body.joints = joints.astype(np.float32)
+    driver.body.keypoints = project(joints, driver.focal_length, driver.width, driver.height)
+    reference = still(CHILD)
+    result = retarget(driver, reference, reference.height, reference.width)
+    ankles = [JOINT_INDEX["right_ankle"], JOINT_INDEX["left_ankle"]]
+    ground = reference.body.joints[0, ankles, 1].max()
+    lowest = result.body.joints[:, [*HIPS, *ankles], 1].max(axis=1)
+    size = np.linalg.norm(reference.body.joints[0, HIPS].mean(axis=0) - reference.body.joints[0, JOINT_INDEX["neck"]])
+    np.testing.assert_allclose(lowest, ground, atol=0.05 * size)
+    assert np.ptp(result.body.joints[:, HIPS].mean(axis=1), axis=0).max() < 1e-3
+    # Who stands still stands.
+    standing = retarget(ADULT.film("stand", 20, "full_body", cut=False), reference, reference.height, reference.width)
+    np.testing.assert_allclose(standing.body.joints[:, ankles, 1].max(axis=1), ground, atol=0.05 * size)

@@ -1,7 +1,6 @@
 """A person in place of the driver's, from nothing but a picture and a video."""
 
 import dataclasses
-import json
 
 import numpy as np
 import PIL.Image
@@ -9,7 +8,6 @@ import pytest
 import torch
 
 from diffusers_dreamactor import AnimationInputs
-from diffusers_dreamactor.cli import main
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.pictures import cover
@@ -31,7 +29,7 @@ def pipe():
 @pytest.fixture(scope="module")
 def prepared(pipe, media):
     """A real driver, with somebody else's picture."""
-    frames = VideoReader(media / "cartoon_character.mp4", num_frames=FRAMES)
+    frames = VideoReader(media / "cartoon_character.mp4").frames(24, 24 + FRAMES)
     driver = [PIL.Image.fromarray(frame).crop((380, 90, 1100, 720)).resize((480, 420)) for frame in frames]
     picture = PIL.Image.open(media / "reference_scholar.jpeg").resize((640, 360))
     arguments = {"image": picture, "video": driver, "mode": "replace"}
@@ -153,17 +151,3 @@ class FromKeypoints:
 
     def capture(self, video, person=None, progress=True):
         raise AssertionError("nothing is captured before the error")
-
-
-def test_the_command(pipe, prepared, tmp_path, capsys):
-    pipe.save_pretrained(tmp_path / "model")
-    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
-    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | {"segment_frames": 5}))
-    save_video(prepared[0]["video"][:1], tmp_path / "driver.mp4", 24)
-    prepared[0]["image"].save(tmp_path / "scholar.png")
-    command = ["animate", str(tmp_path / "scholar.png"), "--driving", str(tmp_path / "driver.mp4")]
-    command += ["--model", str(tmp_path / "model"), "--device", "cpu", "--output", str(tmp_path / "out.mp4")]
-    assert main([*command, "--replace", "--preview-only"]) == 0
-    assert VideoReader(tmp_path / "out.preview.mp4").width > 3 * VideoReader(tmp_path / "out.preview.mp4").height
-    assert main([*command, "--mask", str(tmp_path / "driver.mp4"), "--preview-only"]) == 1
-    assert "`--background` and `--mask` are for `--replace` only." in capsys.readouterr().err

@@ -133,9 +133,9 @@ def test_wrong_numbers_are_said():
 
 
 def test_a_real_person_is_cut_out(capture_models, media):
-    """All of the boy in the cartoon, nothing of the bystanders: the cap, the face, the jacket, and not the sky."""
+    """All of the boy in the cartoon, and nothing of the bystanders: the face and the jacket, and not the stalls."""
     capture = MediaPipeCapture(capture_models)
-    reader = VideoReader(media / "cartoon_character.mp4", num_frames=3)
+    reader = VideoReader(list(VideoReader(media / "cartoon_character.mp4").frames(24, 27)))
     motion = capture.capture(reader, progress=False)
     masks = list(capture.segment(reader, motion, progress=False))
     assert len(masks) == 3

@@ -15,6 +15,7 @@ from avatar_appearance import REGIONS, AvatarAppearance  # noqa: E402
 from avatar_body import AvatarBody  # noqa: E402
 from avatar_motion import AvatarMotion, random_expression, smooth_keys  # noqa: E402
 from avatar_rasterizer import rasterize  # noqa: E402
+from avatar_view import Camera  # noqa: E402
 
 from diffusers_dreamactor.motion.sequence import project  # noqa: E402
 from diffusers_dreamactor.motion.skeleton import JOINT_INDEX  # noqa: E402
@@ -45,7 +46,7 @@ def avatar(body):
 
 @pytest.fixture(scope="module")
 def camera(avatar):
-    camera = avatar_clip.Camera(128, 128, 200.0, 200.0 / 300, 0.0, 0.68)
+    camera = Camera(128, 128, 200.0, 200.0 / 300, 0.0, 0.68)
     return camera.framed_for(avatar)
 
 

@@ -1,5 +1,6 @@
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from training_clips import write_clip
 
@@ -82,3 +83,59 @@ def test_a_folder_without_clips_is_an_error(tmp_path):
         PreparedClipDataset(tmp_path)
     with pytest.raises(FileNotFoundError):
         PreparedClipDataset(tmp_path / "nowhere")
+
+
+@pytest.mark.parametrize("face", ["face", "motion_tokens"])
+def test_what_is_read_of_a_clip_is_the_window_alone(tmp_path, monkeypatch, face):
+    write_clip(tmp_path / "clip", 0, latent_frames=31, size=(64, 64))
+    arguments = {"lengths": (5,), "start_probability": 0.0, "face": "crops" if face == "face" else face}
+    whole, sliced = (
+        PreparedClipDataset(tmp_path, in_memory=True, **arguments),
+        PreparedClipDataset(tmp_path, **arguments),
+    )
+    for seed in range(4):
+        expected, found = whole[0, seed], sliced[0, seed]
+        assert expected.keys() == found.keys() and face in found
+        for name, value in expected.items():
+            equal = torch.equal(found[name], value) if torch.is_tensor(value) else found[name] == value
+            assert equal, name
+
+    class CountingFile:
+        def __init__(self, *arguments, **keywords):
+            self.file = safe_open(*arguments, **keywords)
+
+        def __enter__(self):
+            self.file.__enter__()
+            return self
+
+        def __exit__(self, *exception):
+            return self.file.__exit__(*exception)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+        def get_tensor(self, name):
+            return self.get_slice(name)[:]
+
+        def get_slice(self, name):
+            return CountingSlice(self.file.get_slice(name))
+
+    class CountingSlice:
+        def __init__(self, part):
+            self.part = part
+
+        def __getitem__(self, index):
+            tensor = self.part[index]
+            read.append(tensor.numel() * tensor.element_size())
+            return tensor
+
+    read = []
+    monkeypatch.setattr("diffusers_dreamactor.training.dataset.safe_open", CountingFile)
+    sample = sliced[0, 0]
+    # latents are stored in half the bytes, regions in a quarter
+    used = {name: value.numel() * value.element_size() for name, value in sample.items() if torch.is_tensor(value)}
+    for name, share in (("latents", 2), ("reference_latents", 2), ("regions", 4)):
+        used[name] //= share
+    # there is no sphere in the references' guidance
+    used["reference_maps"] //= 2
+    assert sum(read) == sum(used.values())

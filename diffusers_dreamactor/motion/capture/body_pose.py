@@ -148,9 +148,14 @@ def _false_jumps(values: np.ndarray, confidence: np.ndarray, fps: float, floor: 
     """
     outlier = find_outliers(values, confidence, threshold=8.0, floor=floor)
     speed = np.linalg.norm(np.diff(values, axis=0), axis=-1) * fps
-    padding = np.zeros((1, values.shape[1]))
-    arrives, leaves = np.concatenate([padding, speed]), np.concatenate([speed, padding])
-    return outlier & ~((np.maximum(arrives, leaves) < fastest) & (confidence >= _SURE))
+    for joint in np.flatnonzero(outlier.any(axis=0)):
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], outlier[:, joint].astype(int), [0]])))
+        for start, stop in edges.reshape(-1, 2):
+            # On its whole way there and back: within another place a limb is as slow as anywhere.
+            way = speed[max(start - 1, 0) : stop, joint]
+            if (way < fastest).all() and (confidence[start:stop, joint] >= _SURE).all():
+                outlier[start:stop, joint] = False
+    return outlier
 
 
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:

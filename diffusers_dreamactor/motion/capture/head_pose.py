@@ -333,4 +333,5 @@ def estimate_heads(
     confidence[carried] = np.clip(0.7 * steady[carried], 0, 0.7)
     inside = ((center > 0) & (center < [width, height])).all(axis=1)
     confidence[carried & ~inside] *= 0.5
+    confidence[carried & ~visibility[:, :11].any(axis=1)] = 0.0
     return HeadEstimate(rotation @ _LEVEL, center, radius, confidence, box, face_confidence)

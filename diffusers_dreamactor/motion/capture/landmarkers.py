@@ -3,16 +3,17 @@
 import os
 import sys
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from .appearance import part_colours
 from .download import FACE_MODEL, HAND_MODEL, POSE_MODEL
-from .head_pose import FaceLook, read_face
+from .head_pose import FaceLook, head_guess, read_face
 from .tracking import Person, colour_histogram, drop_duplicates
 
 
@@ -22,7 +23,14 @@ PEOPLE_WORKERS = 2
 FACE_CROP = 3.0
 # Crops are scaled to this many pixels: the landmarkers' own inputs are 192 to 256, from the part that holds face or hand.
 _CROP_PIXELS = 384
-_stderr_lock = threading.Lock()
+# The pose landmarks of the mirrored picture in the order of the picture's.
+_MIRROR = [0, 4, 5, 6, 1, 2, 3, 8, 7, 10, 9, *(index + 1 if index % 2 else index - 1 for index in range(11, 33))]
+# What tells people from chance finds, between the figures of both (34 pictures of hands, headless bodies and things, and 52 of
+# people). The mirrored picture's pose lies at 0.01 to 0.16 sizes of a person from the pose, at 0.38 and more of others; the
+# mirrored face at 0.02 sides of the face.
+_MIRROR_ERROR = 0.25
+_MIRROR_FACE_ERROR = 0.1
+_NARROWEST_SHOULDERS = 0.3
 
 
 @dataclass
@@ -43,20 +51,34 @@ class Hand:
     score: float
 
 
-@contextmanager
-def native_logs_off() -> Iterator[None]:
-    """MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here."""
-    with _stderr_lock:
-        sys.stderr.flush()
-        kept = os.dup(2)
-        silent = os.open(os.devnull, os.O_WRONLY)
-        try:
-            os.dup2(silent, 2)
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            os.close(silent)
+class NativeLogsOff:
+    """
+    MediaPipe's C++ code writes lines to the process's standard error that say nothing to a user; not in here. Several threads
+    may be in here at the same time.
+    """
+
+    _lock = threading.Lock()
+    _inside = 0
+    _kept = -1
+
+    def __enter__(self) -> None:
+        cls = type(self)
+        with cls._lock:
+            if cls._inside == 0:
+                sys.stderr.flush()
+                cls._kept = os.dup(2)
+                silent = os.open(os.devnull, os.O_WRONLY)
+                os.dup2(silent, 2)
+                os.close(silent)
+            cls._inside += 1
+
+    def __exit__(self, *error) -> None:
+        cls = type(self)
+        with cls._lock:
+            cls._inside -= 1
+            if cls._inside == 0:
+                os.dup2(cls._kept, 2)
+                os.close(cls._kept)
 
 
 def _crop(frame: np.ndarray, middle: np.ndarray, side: float) -> tuple[np.ndarray, float, float, float]:
@@ -93,14 +115,14 @@ class Landmarkers:
         from mediapipe.tasks.python import BaseOptions, vision
 
         self._to_image = lambda array: MediaPipeImage(image_format=ImageFormat.SRGB, data=np.ascontiguousarray(array))
-        self._warm: set[str] = set()
+        self._warm: set = set()
         self._clock = 0
         self._stack = ExitStack()
 
         def options(name: str) -> BaseOptions:
             return BaseOptions(model_asset_path=str(folder / name))
 
-        with native_logs_off():
+        with NativeLogsOff():
             self._people = [
                 self._stack.enter_context(
                     vision.PoseLandmarker.create_from_options(
@@ -141,14 +163,16 @@ class Landmarkers:
     def __exit__(self, *error) -> None:
         self._stack.close()
 
-    def _detect(self, name: str, detect: Callable, *arguments):
-        """A landmarker writes its last lines to the log with its first result."""
-        if name in self._warm:
+    def _detect(self, detect: Callable, *arguments):
+        """What a landmarker's `detect` gives; its last lines go to the log with its first result."""
+        landmarker = detect.__self__
+        if landmarker in self._warm:
             return detect(*arguments)
-        with native_logs_off():
+        with NativeLogsOff():
             result = detect(*arguments)
-        if getattr(result, f"{name}_landmarks"):
-            self._warm.add(name)
+        landmarks = next(value for name, value in vars(result).items() if name.endswith("_landmarks"))
+        if landmarks:
+            self._warm.add(landmarker)
         return result
 
     def find_people(self, frame: np.ndarray, worker: int = 0) -> list[Person]:
@@ -156,7 +180,7 @@ class Landmarkers:
         Everybody in a frame; poses with the mouth further from the neck than the eyes are nonsense and left out. Calls for
         different workers, under `PEOPLE_WORKERS`, may run at the same time.
         """
-        result = self._detect("pose", self._people[worker].detect, self._to_image(frame))
+        result = self._detect(self._people[worker].detect, self._to_image(frame))
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
         people = [
             _person(landmarks, world, size, np.zeros(2))
@@ -165,6 +189,7 @@ class Landmarkers:
         people = [person for person in people if _is_upright_on_neck(person)]
         for person in people:
             person.appearance = colour_histogram(frame, person)
+            person.colours = part_colours(frame, person.keypoints, person.visibility)
         return people
 
     def find_people_in_picture(self, frame: np.ndarray) -> list[Person]:
@@ -187,7 +212,7 @@ class Landmarkers:
     def find_person(self, frame: np.ndarray, middle: np.ndarray, side: float) -> Person | None:
         """The person in a square around `middle`, all in pixels of the frame."""
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._person.detect(self._to_image(crop))
+        result = self._detect(self._person.detect, self._to_image(crop))
         if not result.pose_landmarks:
             return None
         person = _person(
@@ -195,6 +220,49 @@ class Landmarkers:
         )
         person.appearance = colour_histogram(frame, person)
         return person if _is_upright_on_neck(person) else None
+
+    def confirms_person(self, frame: np.ndarray, person: Person, worker: int = 0) -> bool:
+        """
+        Whether a pose is a person's: the pose landmarker puts one on hands, clothes and lamps too, as sure of it as of people.
+
+        It needs shoulders that fit the trunk and a head in the picture. Then a face at its place is enough; without one, as of
+        somebody seen from behind, the mirrored picture has to give the mirrored pose, which chance finds do not. `worker` as in `find_people`.
+        """
+        height, width = frame.shape[:2]
+        face, shoulders, hips = person.keypoints[:11], person.world[[11, 12]], person.world[[23, 24]]
+        inside = ((face >= 0) & (face <= [width, height])).all(axis=1)
+        trunk = np.linalg.norm(shoulders.mean(axis=0) - hips.mean(axis=0))
+        if inside.mean() < 0.5 or np.linalg.norm(shoulders[0] - shoulders[1]) < _NARROWEST_SHOULDERS * trunk:
+            return False
+        middle, side = head_guess(person.keypoints)
+        guesses = [(middle, side), (middle, 1.8 * side)]
+        if self.find_face(frame, guesses, lambda look: look.fits(person.keypoints)) is not None:
+            return True
+        x0, y0, x1, y1 = person.box
+        middle = np.array([width - (x0 + x1) / 2, (y0 + y1) / 2])
+        crop, x0, y0, side = _crop(frame[:, ::-1], middle, 1.35 * max(x1 - x0, y1 - y0))
+        result = self._detect(self._people[worker].detect, self._to_image(crop))
+        for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks):
+            mirrored = _person(landmarks, world, np.array([side, side]), np.array([x0, y0]))
+            keypoints = mirrored.keypoints[_MIRROR]
+            keypoints[:, 0] = width - keypoints[:, 0]
+            weight = np.minimum(mirrored.visibility[_MIRROR], person.visibility)
+            error = np.linalg.norm(keypoints - person.keypoints, axis=1)
+            if (weight * error).sum() < _MIRROR_ERROR * weight.sum() * person.size:
+                return True
+        return False
+
+    def confirms_face(self, frame: np.ndarray, look: FaceLook) -> bool:
+        """Whether a face is one: the mirrored picture has to give it mirrored. Patterns are taken for faces now and then."""
+        width = frame.shape[1]
+        again = self._look_at_face(
+            frame[:, ::-1], np.array([width - look.middle[0], look.middle[1]]), FACE_CROP * look.side
+        )
+        if again is None:
+            return False
+        points = again.points[[0, 2, 1, 4, 3, 6, 5]]
+        points[:, 0] = width - points[:, 0]
+        return bool(np.linalg.norm(points - look.points, axis=1).mean() < _MIRROR_FACE_ERROR * look.side)
 
     def follow(self, frame: np.ndarray, person: Person, previous: np.ndarray | None) -> Person | None:
         """
@@ -213,7 +281,7 @@ class Landmarkers:
             masked = np.zeros_like(picture)
             masked[top:bottom, left:right] = picture[top:bottom, left:right]
             self._clock += 33
-            result = self._detect("pose", self._followed.detect_for_video, self._to_image(masked), self._clock)
+            result = self._detect(self._followed.detect_for_video, self._to_image(masked), self._clock)
         found = [
             _person(landmarks, world, size, np.zeros(2))
             for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
@@ -241,7 +309,7 @@ class Landmarkers:
 
     def _look_at_face(self, frame: np.ndarray, middle: np.ndarray, side: float) -> FaceLook | None:
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._detect("face", self._face.detect, self._to_image(crop))
+        result = self._detect(self._face.detect, self._to_image(crop))
         if not result.face_landmarks:
             return None
         # The first of MediaPipe's 52 is "_neutral"; ARKit's last, "tongueOut", it does not give.
@@ -258,7 +326,7 @@ class Landmarkers:
     def find_hands(self, frame: np.ndarray, middle: np.ndarray, side: float) -> list[Hand]:
         """Up to two hands in a square around `middle`, in pixels of the frame."""
         crop, x0, y0, side = _crop(frame, middle, side)
-        result = self._detect("hand", self._hands.detect, self._to_image(crop))
+        result = self._detect(self._hands.detect, self._to_image(crop))
         return [
             Hand(
                 keypoints=_points(landmarks, "xy") * side + np.array([x0, y0]),
@@ -276,7 +344,8 @@ def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
     return Person(
         keypoints=_points(landmarks, "xy") * size + corner,
         world=_points(world, "xyz"),
-        visibility=np.clip([landmark.visibility for landmark in landmarks], 0, 1).astype(np.float64),
+        # 0 is kept for what is not the person's.
+        visibility=np.clip([landmark.visibility for landmark in landmarks], 1e-3, 1).astype(np.float64),
     )
 
 

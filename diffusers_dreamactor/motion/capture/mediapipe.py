@@ -5,7 +5,7 @@ import shutil
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -18,10 +18,12 @@ from tqdm.auto import tqdm
 from ...media import VideoReader
 from ..face_crops import cut_square, square_around
 from ..sequence import MotionSequence
-from .body_pose import PoseObservations, hand_is_plausible
+from .body_pose import PoseObservations
+from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
+from .hands import find_hands
 from .head_pose import FaceLook, head_guess
-from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Hand, Landmarkers
+from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Landmarkers
 from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
@@ -34,6 +36,8 @@ logger = logging.get_logger(__name__)
 _ALIKE = 0.5
 # How long after (or before) it was seen a person is looked for where it was.
 _SEARCH_SECONDS = 1.0
+# As many frames as are held when faces are looked for backwards.
+_PIECE = 8
 # how much of the picture is kept with a face, as a multiple of the face box's side
 _CROP_SCALE = 2.0
 
@@ -45,6 +49,11 @@ class _Survey:
     tracker: PersonTracker
     num_frames: int = 0
     cuts: list[int] = field(default_factory=list)
+
+    @property
+    def tracks(self) -> list[Track]:
+        """Everybody found, without what only looks like a person to the pose landmarker."""
+        return [track for track in self.tracker.tracks if track.confirmed]
 
     @property
     def shots(self) -> list[slice]:
@@ -155,11 +164,11 @@ class MediaPipeCapture:
         what = "picture" if is_image else "video"
         with Landmarkers(self.folder) as landmarkers:
             survey = self._survey(reader, landmarkers, progress)
-            chosen = select_person(survey.tracker.tracks, survey.shots, person, reader.width, reader.height)
-            argument = "reference_person" if is_image else "person"
-            describe_people(survey.tracker, chosen, survey.shots, person, reader.fps, argument)
-            looks, observed = self._look_closer(reader, landmarkers, survey, chosen, progress)
-        if not observed.seen.any() and all(look is None for look in looks):
+            chosen = select_person(survey.tracks, survey.shots, person, reader.width, reader.height)
+            looks, observed, lost = self._look_closer(reader, landmarkers, survey, chosen, progress)
+        argument = "reference_person" if is_image else "person"
+        describe_people(survey.tracks, survey.tracker.overlaps, chosen, survey.shots, person, lost, argument)
+        if not observed.seen.any() and sum(look is not None for look in looks) < min(4, survey.num_frames):
             raise NoPersonError(
                 f"`{'image' if is_image else 'video'}` shows no person: neither a body nor a face was found in "
                 f"{'the picture' if is_image else f'any of its {survey.num_frames} frames'}."
@@ -203,7 +212,14 @@ class MediaPipeCapture:
                 cut = cuts.update(frame)
                 if cut:
                     survey.cuts.append(survey.num_frames)
-                survey.tracker.update(survey.num_frames, drop_duplicates(found.result()), cut)
+                index = survey.num_frames
+                people = drop_duplicates(found.result())
+                for number, person in zip(survey.tracker.update(index, people, cut), people):
+                    track = survey.tracker.tracks[number]
+                    tries = len(track.detections)
+                    # Now and then until it is sure: somebody may come in headless, or be hidden at first.
+                    if not track.confirmed and (tries & (tries - 1) == 0 or tries % 64 == 0):
+                        track.confirmed = landmarkers.confirms_person(frame, person, index % PEOPLE_WORKERS)
                 survey.num_frames += 1
                 bar.update()
 
@@ -228,16 +244,20 @@ class MediaPipeCapture:
         survey: _Survey,
         chosen: list[tuple[int, Person] | None],
         progress: bool,
-    ) -> tuple[list[FaceLook | None], PoseObservations]:
-        """Second look: the face and the hands of the chosen person, and its pose again where it does not fit the face."""
+    ) -> tuple[list[FaceLook | None], PoseObservations, list[int]]:
+        """
+        Second look: the face and the hands of the chosen person, and its pose again where it does not fit the face. Also returns
+        the frames in which parts are left out that are not surely the person's.
+        """
         observed = PoseObservations.empty(survey.num_frames)
         looks: list[FaceLook | None] = [None] * survey.num_frames
         expected = _expected_heads(chosen, survey.shots, reader.fps)
-        tracks = survey.tracker.tracks
+        tracks = survey.tracks
         starts = {shot.start: shot for shot in survey.shots}
         last_look, look_frame = None, -1
         last_person, last_frame, person_frame = None, None, -1
         own, following = None, False
+        contact, lost = None, []
         pending = deque()
         bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=None if progress else True)
         with ThreadPoolExecutor(1) as executor, bar:
@@ -245,12 +265,16 @@ class MediaPipeCapture:
                 if index in starts:
                     last_look = last_person = None
                     numbers = {each[0] for each in chosen[starts[index]] if each is not None}
-                    own = tracks[numbers.pop()] if numbers else None
+                    own = survey.tracker.tracks[numbers.pop()] if numbers else None
+                    contact = Contact(own, tracks, survey.tracker.near)
+                contact.next_frame(frame, index)
                 if index - look_frame > _SEARCH_SECONDS * reader.fps:
                     last_look = None
                 if index - person_frame > _SEARCH_SECONDS * reader.fps:
                     last_person = None
-                scene = _Scene(own, [t.detections[index] for t in tracks if t is not own and index in t.detections])
+                scene = _Scene(
+                    own, contact, [t.detections[index] for t in tracks if t is not own and index in t.detections]
+                )
                 person = None if chosen[index] is None else chosen[index][1]
                 if person is None and last_person is not None:
                     person = landmarkers.follow(frame, last_person, None if following else last_frame)
@@ -258,24 +282,88 @@ class MediaPipeCapture:
                     following = person is not None
                 else:
                     following = False
-                guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others)
-                look = landmarkers.find_face(frame, guesses, lambda look: scene.face_may_be_own(look, person))  # noqa: B023
+                person = None if person is None else contact.own_parts(frame, person)
+                guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
+
+                def accept(look: FaceLook) -> bool:
+                    # A face where there is no body, and was none before, has nothing but itself to show that it is one.
+                    known = person is not None or last_look is not None  # noqa: B023
+                    return scene.face_may_be_own(look, person) and (  # noqa: B023
+                        known or landmarkers.confirms_face(frame, look)  # noqa: B023
+                    )
+
+                look = landmarkers.find_face(frame, guesses, accept)
                 look, person = _agree(landmarkers, frame, look, person, last_look, scene)
+                if contact.parts_lost or (contact.doubtful and person is None):
+                    lost.append(index)
                 if look is not None:
                     looks[index], last_look, look_frame = look, look, index
                 if person is not None:
                     last_person, last_frame, person_frame = person, frame, index
                     observed.keypoints[index] = person.keypoints
                     observed.world[index] = person.world
-                    observed.visibility[index] = np.maximum(person.visibility, 1e-3)
+                    observed.visibility[index] = person.visibility
                     # Hands of this frame are found while the next frame's face is.
-                    pending.append(executor.submit(_find_hands, landmarkers, frame, person, index, observed))
+                    pending.append(executor.submit(find_hands, landmarkers, frame, person, index, observed))
                 while len(pending) > 3:
                     pending.popleft().result()
                 bar.update()
             for hands in pending:
                 hands.result()
-        return looks, observed
+        _look_back(reader, landmarkers, survey, chosen, looks, observed)
+        return looks, observed, lost
+
+
+def _look_back(
+    reader: VideoReader,
+    landmarkers: Landmarkers,
+    survey: _Survey,
+    chosen: list[tuple[int, Person] | None],
+    looks: list[FaceLook | None],
+    observed: PoseObservations,
+) -> None:
+    """
+    Looks for the face backwards in time from where it was first found, or found again, into `looks`: who was small, turned or
+    among others before is found from where they come out. Where people touch nobody is looked for.
+    """
+    near = survey.tracker.near
+    longest_miss = max(2, round(0.1 * reader.fps))
+    for shot in survey.shots:
+        numbers = {each[0] for each in chosen[shot] if each is not None}
+        own = survey.tracker.tracks[numbers.pop()] if numbers else None
+        for found in range(shot.stop - 1, shot.start, -1):
+            look, missed, index = looks[found], 0, found - 1
+            if look is None or looks[index] is not None:
+                continue
+            while index >= shot.start and looks[index] is None and index not in near and missed <= longest_miss:
+                # Piece by piece: a file is only read forwards.
+                start = max(shot.start, index - _PIECE + 1)
+                for frame in reversed(list(reader.frames(start, index + 1))):
+                    if looks[index] is not None or index in near or missed > longest_miss:
+                        break
+                    others = [t.detections[index] for t in survey.tracks if t is not own and index in t.detections]
+                    scene = _Scene(own, Contact(own, [], {}), others)
+                    person = _person_of(observed, index)
+                    again = landmarkers.find_face(
+                        frame,
+                        [(look.middle, look.side)],
+                        lambda each: scene.face_may_be_own(each, person),  # noqa: B023
+                    )
+                    if again is not None and (person is None or again.fits(person.keypoints)):
+                        looks[index], look, missed = again, again, 0
+                    else:
+                        missed += 1
+                    index -= 1
+                else:
+                    continue
+                break
+
+
+def _person_of(observed: PoseObservations, index: int) -> Person | None:
+    """The pose of frame `index`, None where there is none."""
+    if not observed.seen[index]:
+        return None
+    return Person(observed.keypoints[index], observed.world[index], observed.visibility[index])
 
 
 def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -322,11 +410,14 @@ def _face_guesses(
     last_look: FaceLook | None,
     expected: tuple[np.ndarray, float] | None,
     alone: bool,
+    contact: Contact,
 ) -> Iterator[tuple[np.ndarray, float]]:
     """
     Middles and sides of the face to try, the most likely first; where nothing tells where it is, and nobody else is there
     (`alone`), the whole picture.
     """
+    if contact.head_place() is not None:
+        yield contact.head_place()
     if last_look is not None:
         yield last_look.middle, last_look.side
     if person is not None:
@@ -347,6 +438,7 @@ class _Scene:
     """Who is in one frame: the track of the person who is followed, and the other people."""
 
     own: Track | None
+    contact: Contact
     others: list[Person]
 
     def may_be_own(self, person: Person) -> bool:
@@ -357,6 +449,9 @@ class _Scene:
 
     def face_may_be_own(self, look: FaceLook, person: Person | None) -> bool:
         """Whether a face is not that of somebody else."""
+        own_head = self.contact.is_own_head(look.middle, look.side)
+        if own_head is not None:
+            return own_head
         theirs = min((look.pose_error(other.keypoints) for other in self.others), default=np.inf)
         ours = 0.8 if person is None else look.pose_error(person.keypoints)
         return theirs >= ours
@@ -379,49 +474,16 @@ def _agree(
     for reach, below in ((6.5, 1.5), (4.5, 0.9), (9.0, 2.2)):
         again = landmarkers.find_person(frame, look.middle + np.array([0, below * look.side]), reach * look.side)
         if again is not None and look.fits(again.keypoints) and scene.may_be_own(again):
-            return look, again
+            again = scene.contact.own_parts(frame, again)
+            if again is not None:
+                return look, again
+    if person is not None and not person.visibility[:11].any():
+        # Its head was taken for another's; the face is where the head was followed to.
+        return look, person
     steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
+    steady = steady or bool(scene.contact.is_own_head(look.middle, look.side))
     # With nobody else there a face without a body is the person's, too: MediaPipe finds bodies of drawn people only now and then.
     alone = scene.own is None or not scene.others
     if (person is None and alone) or steady:
         return look, None
     return None, person
-
-
-def _find_hands(
-    landmarkers: Landmarkers, frame: np.ndarray, person: Person, index: int, observed: PoseObservations
-) -> None:
-    """The left and the right hand of a frame, where the pose sees a wrist, into `observed`."""
-    height, width = frame.shape[:2]
-    keypoints, visibility = person.keypoints, person.visibility
-    for side in range(2):
-        wrist, elbow = keypoints[15 + side], keypoints[13 + side]
-        if visibility[15 + side] < 0.5 or (wrist < 0).any() or (wrist > [width, height]).any():
-            continue
-        reach = max(np.linalg.norm(wrist - elbow), 0.6 * np.linalg.norm(keypoints[11] - keypoints[12]), 8.0)
-        middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
-        hand = _best_hand(landmarkers.find_hands(frame, middle, 2.0 * reach), person, side)
-        if hand is not None:
-            low, high = hand.keypoints.min(axis=0), hand.keypoints.max(axis=0)
-            centre, extent = (low + high) / 2, (high - low).max()
-            if np.abs(centre - middle).max() > 0.35 * reach:
-                # At the crop's edge fingers may be cut off: once more, with the hand in the middle.
-                for again in landmarkers.find_hands(frame, centre, 3.0 * extent):
-                    if np.linalg.norm(again.keypoints.mean(axis=0) - hand.keypoints.mean(axis=0)) < 0.5 * extent:
-                        hand = replace(again, score=hand.score)
-                        break
-            observed.hand_keypoints[index, side] = hand.keypoints
-            observed.hand_world[index, side] = hand.world
-            observed.hand_score[index, side] = hand.score
-
-
-def _best_hand(hands: list[Hand], person: Person, side: int) -> Hand | None:
-    """Of the hands in a crop the one nearest to the wrist on `side`, of those that belong to it."""
-    best, best_distance = None, np.inf
-    for hand in hands:
-        plausible, distance = hand_is_plausible(
-            hand.keypoints, person.keypoints, person.visibility, side, hand.is_left
-        )
-        if plausible and distance < best_distance:
-            best, best_distance = replace(hand, score=hand.score * (1 - 0.4 * distance)), distance
-    return best

@@ -8,7 +8,7 @@ from PIL import Image
 from ..sequence import MotionSequence
 from ..skeleton import BODY, JOINT_INDEX
 from .download import POSE_MODEL
-from .landmarkers import native_logs_off
+from .landmarkers import NativeLogsOff
 
 
 # The landmarker's network sees 256 pixels of the square around a person.
@@ -21,6 +21,7 @@ _TRUNK = tuple(
     (landmark, JOINT_INDEX[name])
     for landmark, name in ((12, "right_shoulder"), (11, "left_shoulder"), (24, "right_hip"), (23, "left_hip"))
 )
+_LEGS = tuple(JOINT_INDEX[f"{side}_{name}"] for side in ("left", "right") for name in ("hip", "knee", "ankle"))
 
 
 class PersonSegmenter:
@@ -42,7 +43,7 @@ class PersonSegmenter:
             num_poses=_MAX_PEOPLE,
             output_segmentation_masks=True,
         )
-        with native_logs_off():
+        with NativeLogsOff():
             self._landmarker = vision.PoseLandmarker.create_from_options(options)
         self._is_warm = False
 
@@ -60,11 +61,20 @@ class PersonSegmenter:
             `np.ndarray` of shape `(H, W)`, float32 in [0, 1]; of zeros where the motion has nobody, `None` where it has
             somebody whom the landmarker does not find.
         """
+        drawn, held = reached_points(motion, index)
+        if len(drawn) == 0:
+            return np.zeros(frame.shape[:2], dtype=np.float32)
+        looks = [self._look(frame, drawn, motion, index)]
+        if len(held):
+            # legs that another hides, or that are lost, are somewhere, too
+            looks.append(self._look(frame, np.concatenate([drawn, held]), motion, index))
+        found = [look for look in looks if look is not None]
+        return np.max(found, axis=0).clip(0, 1) if found else None
+
+    def _look(self, frame: np.ndarray, points: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
+        """The person's mask in a square around points, or None."""
         height, width = frame.shape[:2]
         mask = np.zeros((height, width), dtype=np.float32)
-        points = shown_points(motion, index)
-        if len(points) == 0:
-            return mask
         low, high = points.min(axis=0), points.max(axis=0)
         side = max(int(round(1.3 * (high - low).max())), 16)
         x0, y0 = np.rint((low + high) / 2 - side / 2).astype(int)
@@ -78,15 +88,21 @@ class PersonSegmenter:
         best = self._same_person(found, motion, index, np.array([x0, y0]), side)
         if best is None:
             return None
-        soft = np.squeeze(found.segmentation_masks[best].numpy_view()).astype(np.float32)
+        soft, *others = (
+            np.squeeze(found.segmentation_masks[number].numpy_view()).astype(np.float32)
+            for number in sorted(range(len(found.segmentation_masks)), key=lambda number: number != best)
+        )
+        for other in others:
+            # what is another's is not the person's, where they touch
+            soft = np.where(other > soft, 0, soft)
         soft = np.asarray(Image.fromarray(soft).resize((side, side), Image.Resampling.BILINEAR))
         mask[top:bottom, left:right] = soft[top - y0 : bottom - y0, left - x0 : right - x0]
-        return mask.clip(0, 1)
+        return mask
 
     def _detect(self, picture: np.ndarray):
         if self._is_warm:
             return self._landmarker.detect(self._to_image(picture))
-        with native_logs_off():
+        with NativeLogsOff():
             found = self._landmarker.detect(self._to_image(picture))
         self._is_warm = bool(found.pose_landmarks)
         return found
@@ -109,13 +125,18 @@ class PersonSegmenter:
         return best
 
 
-def shown_points(motion: MotionSequence, index: int) -> np.ndarray:
-    """Points `(N, 2)` in pixels that a person reaches in a frame: joints that are drawn, and around the head; none where
-    nobody is."""
-    points = []
+def reached_points(motion: MotionSequence, index: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    Points `(N, 2)` in pixels that a person reaches in a frame: joints that are drawn and around the head, none where nobody is;
+    and legs that are not drawn, where they are held inside the picture.
+    """
+    drawn, held = [], []
     if motion.body is not None:
-        points.extend(motion.body.keypoints[index, BODY][motion.body.confidence[index, BODY] >= 0.5])
+        keypoints, seen = motion.body.keypoints[index], motion.body.confidence[index] >= 0.5
+        drawn.extend(keypoints[BODY][seen[BODY]])
+        inside = ((keypoints >= 0) & (keypoints < [motion.width, motion.height])).all(axis=-1)
+        held.extend(keypoints[joint] for joint in _LEGS if inside[joint] and not seen[joint])
     if motion.head is not None and motion.head.confidence[index] >= 0.5:
         center, reach = motion.head.center[index], 1.4 * motion.head.radius[index]
-        points.extend([center - reach, center + reach])
-    return np.array(points, dtype=np.float64).reshape(-1, 2)
+        drawn.extend([center - reach, center + reach])
+    return tuple(np.array(points, dtype=np.float64).reshape(-1, 2) for points in (drawn, held))

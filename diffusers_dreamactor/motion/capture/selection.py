@@ -5,7 +5,7 @@ from numbers import Integral, Real
 import numpy as np
 from diffusers.utils import logging
 
-from .tracking import Person, PersonTracker, Track, overlap
+from .tracking import Person, Track, overlap
 
 
 class NoPersonError(ValueError):
@@ -114,19 +114,20 @@ def select_person(
 
 
 def describe_people(
-    tracker: PersonTracker,
+    tracks: list[Track],
+    overlaps: list[tuple[int, int, int]],
     chosen: list[tuple[int, Person] | None],
     shots: list[slice],
     person,
-    fps: float,
+    lost: list[int],
     argument: str = "person",
 ) -> None:
     """
-    Warns of what a user should know about the people in a video: several, crossing, cuts to somebody else. `argument` names
-    what chooses another one.
+    Warns of what a user should know about the people in a video: several, in contact, cuts to somebody else. `overlaps` is
+    `PersonTracker`'s; `lost` holds the frames in which parts of the person were left out since they may be another's; `argument` names what chooses another one.
     """
     num_frames = len(chosen)
-    lasting = _lasting(tracker.tracks, num_frames)
+    lasting = _lasting(tracks, num_frames)
     followed = {each[0] for each in chosen if each is not None}
     if len(lasting) > 1 and person is None and len(followed) == 1:
         logger.warning(
@@ -134,13 +135,16 @@ def describe_people(
             f"(0 to {len(lasting) - 1}), a point, or a box where it is first seen."
         )
     numbers = {track.id for track in lasting}
-    crossings = [frame for frame, *pair in tracker.crossings if followed & set(pair) and set(pair) <= numbers]
-    if crossings:
-        mask = np.zeros(num_frames, dtype=bool)
-        mask[crossings] = True
+    mask = np.zeros(num_frames, dtype=bool)
+    mask[[frame for frame, *pair in overlaps if followed & set(pair) and set(pair) <= numbers]] = True
+    left_out = np.zeros(num_frames, dtype=bool)
+    left_out[lost] = True
+    if (mask | left_out).any():
+        first, last = np.flatnonzero(mask | left_out)[[0, -1]]
+        parts = f", and what is not surely its own is left out in {frame_ranges(left_out)}" if left_out.any() else ""
         logger.warning(
-            f"People overlap or cross from {frame_ranges(mask)}; the person followed is told apart by place, motion and "
-            "colours. Check the preview there."
+            f"People overlap or cross in frames {first}-{last}; the person followed is told apart by place, motion and "
+            f"colours{parts}. Check the preview there."
         )
     if len(shots) > 1:
         cuts = [shot.start for shot in shots[1:]]

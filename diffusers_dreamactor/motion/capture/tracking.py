@@ -5,6 +5,8 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
+from .appearance import Wardrobe
+
 
 # MediaPipe pose landmarks of the trunk and the head, which move least against the person as a whole.
 _STEADY = [0, 2, 5, 7, 8, 11, 12, 23, 24]
@@ -26,12 +28,14 @@ class Person:
         world (`(33, 3)`): metres about the middle of the hips, x right, y down, z away from the camera.
         visibility (`(33,)`): in [0, 1].
         appearance (`(216,)`): square root of a colour histogram of the trunk.
+        colours (`(10, 216)`): those of all parts, as `part_colours` gives them.
     """
 
     keypoints: np.ndarray
     world: np.ndarray
     visibility: np.ndarray
     appearance: np.ndarray = field(default=None, repr=False)
+    colours: np.ndarray = field(default=None, repr=False)
 
     @property
     def box(self) -> np.ndarray:
@@ -77,6 +81,12 @@ def overlap(box: np.ndarray, other: np.ndarray) -> float:
     return float(shared / max(total, 1e-9))
 
 
+def near(box: np.ndarray, other: np.ndarray) -> bool:
+    """Whether two people's boxes are within arm's reach: touch when they are widened by a quarter of their size."""
+    reach = 0.25 * np.sqrt([np.prod(np.maximum(each[2:] - each[:2], 1.0)) for each in (box, other)]).mean()
+    return bool((box[:2] - reach < other[2:]).all() and (other[:2] - reach < box[2:]).all())
+
+
 def drop_duplicates(people: list[Person]) -> list[Person]:
     """Detections of one body twice are reduced to the one whose head and trunk are seen better."""
     kept = []
@@ -88,13 +98,18 @@ def drop_duplicates(people: list[Person]) -> list[Person]:
 
 @dataclass(eq=False)
 class Track:
-    """One person over time: `detections` by frame number."""
+    """
+    One person over time: `detections` by frame number, what the trunk (`appearance`) and all parts (`wardrobe`) look like, and
+    whether it is `confirmed` that this is a person.
+    """
 
     id: int
     detections: dict[int, Person] = field(default_factory=dict)
     appearance: np.ndarray = None
+    wardrobe: Wardrobe = field(default_factory=Wardrobe)
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     contested_until: int = -1
+    confirmed: bool = False
 
     @property
     def last_frame(self) -> int:
@@ -114,23 +129,26 @@ class PersonTracker:
 
     Attributes:
         tracks (`list[Track]`): everybody seen so far.
-        crossings (`list[tuple[int, int, int]]`): frame and the two numbers, where people began to overlap.
+        overlaps (`list[tuple[int, int, int]]`): frame and the two numbers, where people overlap.
+        near (`dict[int, set[tuple[int, int]]]`): by frame, the numbers of people within arm's reach of each other. Who was
+            last seen near somebody, and is not seen any more, is taken to be still there.
     """
 
     def __init__(self, fps: float, max_gap_seconds: float = 0.6):
         self.fps = fps
         self.max_gap = max(2, round(max_gap_seconds * fps))
         self.tracks: list[Track] = []
-        self.crossings: list[tuple[int, int, int]] = []
+        self.overlaps: list[tuple[int, int, int]] = []
+        self.near: dict[int, set[tuple[int, int]]] = {}
         self._active: list[Track] = []
-        self._overlapping: set[tuple[int, int]] = set()
+        self._hidden: list[Track] = []
 
     def update(self, frame: int, people: list[Person], cut: bool = False) -> list[int]:
         """
         Takes the detections of the next frame; `cut` says that it begins another shot. Returns each one's number.
         """
         if cut:
-            self._active = []
+            self._active, self._hidden = [], []
         self._active = [track for track in self._active if frame - track.last_frame <= self.max_gap]
         numbers = [-1] * len(people)
         if self._active and people:
@@ -187,27 +205,34 @@ class PersonTracker:
             blended = 0.95 * track.appearance + 0.05 * person.appearance
             track.appearance = blended / np.linalg.norm(blended)
         # The colours are in the track now; over an hour of video they would add up.
-        track.detections[frame] = replace(person, appearance=None)
+        track.detections[frame] = replace(person, appearance=None, colours=None)
         return track.id
 
     def _note_overlaps(self, frame: int, people: list[Person], numbers: list[int]) -> None:
-        boxes = {number: person.box for number, person in zip(numbers, people)}
+        seen = dict(zip(numbers, people))
         # Somebody just lost may be hidden behind another: the last box stands in.
-        for track in self._active:
-            boxes.setdefault(track.id, track.detections[track.last_frame].box)
-        by_number = {track.id: track for track in self._active}
-        overlapping = set()
+        there = {track.id: track for track in [*self._active, *self._hidden]}
+        boxes = {number: track.detections[track.last_frame].box for number, track in there.items()}
+        pairs = set()
         ordered = sorted(boxes)
         for index, first in enumerate(ordered):
             for second in ordered[index + 1 :]:
-                if overlap(boxes[first], boxes[second]) < 0.1:
+                if first not in seen and second not in seen or not near(boxes[first], boxes[second]):
                     continue
-                overlapping.add((first, second))
-                for number in (first, second):
-                    by_number[number].contested_until = frame + round(self.fps)
-                if (first, second) not in self._overlapping:
-                    self.crossings.append((frame, first, second))
-        self._overlapping = overlapping
+                pairs.add((first, second))
+                active = there[first] in self._active and there[second] in self._active
+                if active and overlap(boxes[first], boxes[second]) >= 0.1:
+                    self.overlaps.append((frame, first, second))
+                    for number in (first, second):
+                        there[number].contested_until = frame + round(self.fps)
+        if pairs:
+            self.near[frame] = pairs
+        together = {number for pair in pairs for number in pair}
+        self._hidden = [there[number] for number in sorted(together - set(seen))]
+        for number, person in seen.items():
+            clear = all(overlap(person.box, boxes[other]) == 0 for other in boxes if other != number)
+            if clear and person.colours is not None:
+                there[number].wardrobe.learn(person.colours)
 
 
 class CutDetector:
