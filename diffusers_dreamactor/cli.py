@@ -58,6 +58,7 @@ EXTRAS = {
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
     "int8": ("torchao", "int8 weights"),
+    "completion": ("shtab", "completion of the command in a shell"),
     "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
@@ -164,6 +165,10 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the `dreamactor` command."""
     parser = argparse.ArgumentParser(prog="dreamactor", description="Animate a picture of a person.")
     parser.add_argument("--version", action="version", version=f"dreamactor {__version__}")
+    if importlib.util.find_spec("shtab") is not None:
+        import shtab
+
+        shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell: bash, zsh or tcsh")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 
