@@ -8,8 +8,8 @@ Importing this package makes its classes known to Diffusers, so that `DiffusionP
 import sys
 from pathlib import Path
 
+from diffusers_dreamactor.version import __version__ as __version__
 
-__version__ = "0.1.0"
 
 # The command reads its arguments before it loads anything: `dreamactor --help` would else take as long as PyTorch and
 # Diffusers take to import. It registers by itself when there is something to run.

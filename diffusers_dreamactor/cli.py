@@ -1,4 +1,4 @@
-"""The `dreamactor` command: animate, capture, convert, demo, doctor, speak."""
+"""The `dreamactor` command: animate, batch, capture, convert, demo, doctor, speak."""
 
 import argparse
 import contextlib
@@ -11,9 +11,11 @@ import shutil
 import signal
 import sys
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NoReturn
 
-from diffusers_dreamactor import __version__
+from diffusers_dreamactor.version import __version__
 
 
 ANIMATE_EXAMPLES = """examples:
@@ -38,6 +40,14 @@ DEMO_EXAMPLES = """examples:
   dreamactor demo --list
   dreamactor demo --avatar dan --motion dance --output demo.mp4
 """
+BATCH_EXAMPLES = """examples:
+  dreamactor batch manifest.jsonl --output results
+  dreamactor batch manifest.jsonl --output results --steps 8 --seed 7
+  accelerate launch --multi_gpu --num_processes 8 -m diffusers_dreamactor.cli batch manifest.jsonl --output results
+
+a row of the manifest is a line of JSON, e.g.
+  {"picture": "person.png", "driver": "dance.mp4", "size": "480x832", "drive": ["head", "face"], "name": "take1"}
+"""
 EXTRAS = {
     "capture": ("mediapipe", "driving videos and reference pictures (MediaPipe)"),
     "smplx": ("smplx", "SMPL-X motions with your own model files"),
@@ -48,6 +58,7 @@ EXTRAS = {
     "demo": ("gradio", "the Gradio Space"),
     "gguf": ("gguf", "GGUF single files"),
     "int8": ("torchao", "int8 weights"),
+    "completion": ("shtab", "completion of the command in a shell"),
     "heic": ("pillow_heif", "HEIC pictures, as phones take them"),
 }
 CONVERSIONS = {"wan-animate": "convert_wan_animate", "wan-i2v": "convert_wan_i2v", "lora": "convert_lora"}
@@ -154,35 +165,26 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of the `dreamactor` command."""
     parser = argparse.ArgumentParser(prog="dreamactor", description="Animate a picture of a person.")
     parser.add_argument("--version", action="version", version=f"dreamactor {__version__}")
+    if importlib.util.find_spec("shtab") is not None:
+        import shtab
+
+        shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell: bash, zsh or tcsh")
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 
     animate = commands.add_parser(
         "animate", help="a picture and a driver to an MP4", epilog=ANIMATE_EXAMPLES, formatter_class=raw
     )
-    animate.add_argument("reference", nargs="+", help="the picture; more pictures of the same person complement it")
-    animate.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
-    animate.add_argument("--audio", help="speech that drives the face, and is heard")
-    animate.add_argument(
-        "--speech-from", type=float, default=0.0, help="seconds from which on --audio drives the face (default: 0)"
+    add_animate_arguments(animate)
+
+    batch = commands.add_parser(
+        "batch", help="the rows of a manifest to an MP4 each", epilog=BATCH_EXAMPLES, formatter_class=raw
     )
-    animate.add_argument("--face-video", help="another video that drives the face")
-    animate.add_argument(
-        "--replace",
-        action="store_true",
-        help="put the person into the driving video, in place of its own (Wan-Animate weights)",
+    batch.add_argument(
+        "manifest", help="JSON lines with picture, driver and any option of animate; paths from the manifest's folder"
     )
-    animate.add_argument("--background", help="with --replace: another scene, a video or a picture")
-    animate.add_argument("--mask", help="with --replace: a video, white where the person goes; default: it is found")
-    animate.add_argument(
-        "--relight", action="store_true", help="with --replace: Wan-Animate's LoRA that takes over the scene's light"
-    )
-    animate.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
-    animate.add_argument(
-        "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
-    )
-    animate.add_argument("--output", required=True, help="the MP4 to write")
-    add_generation_arguments(animate)
+    batch.add_argument("--output", required=True, help="the folder of the results; what is there already is kept")
+    add_generation_arguments(batch)
 
     demo = commands.add_parser(
         "demo", help="animate a bundled avatar by a bundled motion", epilog=DEMO_EXAMPLES, formatter_class=raw
@@ -244,6 +246,33 @@ def build_parser() -> argparse.ArgumentParser:
     doctor.add_argument("--device", help="cuda, mps or cpu, also of another machine; default: the best there is")
     add_memory_arguments(doctor)
     return parser
+
+
+def add_animate_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `animate`, which are those of a row of `batch`, too."""
+    parser.add_argument("reference", nargs="+", help="the picture; more pictures of the same person complement it")
+    parser.add_argument("--driving", help="the driving video, or a captured motion (.safetensors)")
+    parser.add_argument("--audio", help="speech that drives the face, and is heard")
+    parser.add_argument(
+        "--speech-from", type=float, default=0.0, help="seconds from which on --audio drives the face (default: 0)"
+    )
+    parser.add_argument("--face-video", help="another video that drives the face")
+    parser.add_argument(
+        "--replace",
+        action="store_true",
+        help="put the person into the driving video, in place of its own (Wan-Animate weights)",
+    )
+    parser.add_argument("--background", help="with --replace: another scene, a video or a picture")
+    parser.add_argument("--mask", help="with --replace: a video, white where the person goes; default: it is found")
+    parser.add_argument(
+        "--relight", action="store_true", help="with --replace: Wan-Animate's LoRA that takes over the scene's light"
+    )
+    parser.add_argument("--reference-motion", help="the pose in the picture (.safetensors), when it is known")
+    parser.add_argument(
+        "--reference-person", type=parse_person, help="which person of the picture, as --person; default: the largest"
+    )
+    parser.add_argument("--output", required=True, help="the MP4 to write")
+    add_generation_arguments(parser)
 
 
 def add_memory_arguments(parser: argparse.ArgumentParser) -> None:
@@ -337,6 +366,13 @@ def add_generation_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sound", help="what is heard; default: the speech, or the driving video's sound")
     parser.add_argument("--seed", type=int, default=0, help="seed of the noise (default: %(default)s)")
     parser.add_argument("--device", help="cuda, mps or cpu; default: the best there is")
+    origin = parser.add_mutually_exclusive_group()
+    origin.add_argument(
+        "--no-provenance",
+        action="store_true",
+        help="leave out of the MP4's metadata that it is AI-generated, by which model, with which seed and when",
+    )
+    origin.add_argument("--sidecar", action="store_true", help="also write OUTPUT.c2pa.json: a C2PA manifest to sign")
     parser.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4: look at the guidance")
     parser.add_argument("--preview-only", action="store_true", help="write OUTPUT.preview.mp4 and stop")
 
@@ -436,8 +472,8 @@ def planned_size(model: str, picture) -> tuple[int, int]:
     return meta_pipeline(model).motion_processor.reference.generation_size(picture.height, picture.width)
 
 
-def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
-    """Prepares, and generates and writes segment by segment; the preview first, when it is asked for."""
+def generate(pipe, image, args: argparse.Namespace, say: Callable = print, **driver) -> dict[str, Any]:
+    """Prepares, and generates and writes segment by segment; the preview first, when it is asked for. Returns figures."""
     import torch
 
     from diffusers_dreamactor.media import VideoWriter
@@ -462,9 +498,9 @@ def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
     if args.preview or args.preview_only:
         preview = output.with_suffix(".preview.mp4")
         inputs.preview().save(preview)
-        print(f"dreamactor: wrote {preview}")
+        say(f"dreamactor: wrote {preview}")
         if args.preview_only:
-            return
+            return {}
     segments = pipe.stream(
         inputs,
         num_inference_steps=args.steps,
@@ -475,14 +511,27 @@ def generate(pipe, image, args: argparse.Namespace, **driver) -> None:
         num_pseudo_references=args.pseudo_references,
         generator=torch.Generator().manual_seed(args.seed),
     )
-    with VideoWriter(output, fps=inputs.fps, audio=args.sound or inputs.sound) as writer:
+    sound, provenance = args.sound or inputs.sound, False if args.no_provenance else None
+    with VideoWriter(output, inputs.fps, sound, provenance=provenance, sidecar=args.sidecar) as writer:
         for segment in segments:
-            writer.write(segment.frames[0])
-    print(f"dreamactor: wrote {output} ({len(inputs)} frames at {inputs.fps:g} frames/s)")
+            writer.write(segment)
+    say(f"dreamactor: wrote {output} ({len(inputs)} frames at {inputs.fps:g} frames/s)")
+    return {
+        "frames": len(inputs),
+        "fps": inputs.fps,
+        "width": inputs.width,
+        "height": inputs.height,
+        "seed": args.seed,
+    }
 
 
 def run_animate(args: argparse.Namespace) -> None:
     """`dreamactor animate`."""
+    animate(args, load_pipeline)
+
+
+def animate(args: argparse.Namespace, load: Callable, say: Callable = print) -> dict[str, Any]:
+    """What `animate` is asked for, with the pipeline that `load` gives, which is called as `load_pipeline` is. Returns figures."""
     from diffusers_dreamactor.media import VIDEO_SUFFIXES, VideoReader, load_audio
     from diffusers_dreamactor.motion.sequence import MotionSequence
     from diffusers_dreamactor.pictures import load_picture
@@ -519,7 +568,86 @@ def run_animate(args: argparse.Namespace) -> None:
             file=sys.stderr,
         )
     image = args.reference if len(args.reference) > 1 else args.reference[0]
-    generate(load_pipeline(args, args.reference[0]), image, args, **driver)
+    return generate(load(args, args.reference[0]), image, args, say, **driver)
+
+
+class _RowParser(argparse.ArgumentParser):
+    """The arguments of `animate`, with errors that are raised instead of ending the command."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(message)
+
+
+def row_animator(args: argparse.Namespace) -> Callable[[list[str], Path], dict[str, Any]]:
+    """
+    What `Batch` makes its rows with: one pipeline at a time is held, and options that a row does not name are those of
+    `args`, of `dreamactor batch`.
+    """
+    parser = _RowParser(prog="row", add_help=False, allow_abbrev=False)
+    add_animate_arguments(parser)
+    held: dict[tuple, Any] = {}
+    decisive = ["model", "device", "memory", "offload", "dtype", "quantize", "transformer", "lora", "fast", "relight"]
+
+    def load(row: argparse.Namespace, picture=None):
+        area = None if row.size is None else row.size[0] * row.size[1]
+        choice = (*(str(getattr(row, name, False)) for name in decisive), area)
+        if choice not in held:
+            held.clear()
+            pipe = load_pipeline(row, picture)
+            pipe.set_progress_bar_config(disable=True)
+            held[choice] = (pipe, row.few_steps)
+        pipe, row.few_steps = held[choice]
+        return pipe
+
+    # of what is chosen for all rows, an error is not that of one row
+    load(args)
+
+    def animate_row(words: list[str], output: Path) -> dict[str, Any]:
+        defaults = {name: value for name, value in vars(args).items() if name not in ("command", "manifest", "output")}
+        row = parser.parse_args([*words, f"--output={output}"], argparse.Namespace(**defaults))
+        return animate(row, load, say=lambda words: None)
+
+    return animate_row
+
+
+def batch_defaults(args: argparse.Namespace) -> dict[str, Any]:
+    """The options of `dreamactor batch` that decide what its rows become."""
+    parser = argparse.ArgumentParser()
+    add_generation_arguments(parser)
+    usual = vars(parser.parse_args([]))
+    return {name: vars(args)[name] for name in usual if vars(args)[name] != usual[name] and name != "device"}
+
+
+def run_batch(args: argparse.Namespace) -> None:
+    """`dreamactor batch`."""
+    from tqdm.auto import tqdm
+
+    from diffusers_dreamactor.batch import Batch, read_manifest
+
+    rows = read_manifest(args.manifest, batch_defaults(args))
+    batch = Batch(rows, args.output)
+    # as `accelerate launch` and `torchrun` say it
+    process, num_processes = int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))
+    if args.device is None and num_processes > 1 and check_device(None) == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+    done = sum(batch.is_made(row) for row in rows)
+    failed = 0
+    with tqdm(total=len(rows), initial=done, unit="video", disable=None if process == 0 else True) as bar:
+        if done < len(rows):
+            for record, here in batch.run(row_animator(args), process, num_processes):
+                failed += record.status == "failed"
+                if here:
+                    what = ", ".join(record.files) or f"error: {name_options(record.error)}"
+                    tqdm.write(f"dreamactor: line {record.row}: {what} ({record.seconds:.1f} s)")
+                    bar.update()
+    report = batch.write_report()
+    if process == 0:
+        print(
+            f"dreamactor: {report['made']} of {report['rows']} rows are made, {report['failed']} failed, "
+            f"{report['repeated']} repeat others: {batch.output / 'report.json'}"
+        )
+    if failed:
+        raise ValueError(f"{failed} of {len(rows)} rows failed: {batch.output / 'report.json'} says why.")
 
 
 def is_avatar(path: str) -> bool:
@@ -727,6 +855,7 @@ def main(arguments: list[str] | None = None) -> int:
     args = build_parser().parse_args(arguments)
     run = {
         "animate": run_animate,
+        "batch": run_batch,
         "capture": run_capture,
         "convert": run_convert,
         "demo": run_demo,

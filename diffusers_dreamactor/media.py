@@ -6,13 +6,14 @@ import weakref
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from pathlib import Path
+from typing import Literal
 
 import av
 import numpy as np
 import torch
 from av.video.frame import VideoFrame
 from av.video.reformatter import ColorPrimaries, ColorRange, Colorspace, ColorTrc, VideoReformatter
-from diffusers.utils import logging
+from diffusers.utils import BaseOutput, logging
 from PIL import Image
 
 from .arguments import non_negative_number, positive_number, whole_number
@@ -25,6 +26,7 @@ from .frame_sources import (
     resampled_indices,
     video_stream,
 )
+from .provenance import Provenance
 from .sound import audio_stream, load_audio, sound_source, write_sound
 from .video_color import EXACT_CONVERSION
 
@@ -219,6 +221,11 @@ class VideoWriter:
             when `audio_start` is 0; other sound is encoded to AAC.
         audio_start (`float`, defaults to 0.0): seconds into the sound at which the first frame is shown.
         crf (`int`, defaults to 18): H.264's constant rate factor, 0 (lossless) to 51.
+        provenance (`Provenance` or `False`, *optional*):
+            What the file's metadata say of where it comes from. When `None`, that of the first pipeline output that is
+            written, and nothing for other frames; `False`: nothing at all.
+        sidecar (`bool`, defaults to `False`):
+            Whether to say it in a C2PA manifest beside the file, too, see [`~provenance.Provenance.manifest`].
 
     A width or height that is odd, which yuv420p cannot have, grows by one repeated row or column, with a warning.
 
@@ -235,6 +242,8 @@ class VideoWriter:
         audio: "str | os.PathLike | tuple[np.ndarray, int] | None" = None,
         audio_start: float = 0.0,
         crf: int = 18,
+        provenance: Provenance | Literal[False] | None = None,
+        sidecar: bool = False,
     ):
         self.path = check_output(path)
         self.rate = _as_rate(fps)
@@ -250,6 +259,11 @@ class VideoWriter:
                 else:
                     audio_stream(container, audio)
         self._audio, self._audio_start, self._crf = audio, audio_start, crf
+        if sidecar and provenance is False:
+            raise ValueError(
+                "`sidecar` is True, but `provenance` is False: one of them says where the video comes from."
+            )
+        self._provenance, self._sidecar = provenance, sidecar
         self._aside = self.path.with_name(f".{self.path.stem}.{uuid.uuid4().hex}.part{self.path.suffix.lower()}")
         self._container = None
         self._sound = None
@@ -269,8 +283,13 @@ class VideoWriter:
     def write(self, frames) -> None:
         """
         Appends a PIL image, an array `(H, W, 3)` or `(F, H, W, 3)`, a tensor `(3, H, W)` or `(F, 3, H, W)`, or a list of
-        pictures; uint8, or floating-point in [0, 1].
+        pictures; uint8, or floating-point in [0, 1]. Of a pipeline's output, that of a segment, too, the first video.
         """
+        if isinstance(frames, BaseOutput):
+            made = getattr(frames, "provenance", None)
+            if self._provenance is None and made is not None:
+                self._provenance = made.of_video(0)
+            frames = frames.frames[0]
         if isinstance(frames, Image.Image) or (isinstance(frames, np.ndarray) and frames.ndim == 3):
             frames = [frames]
         elif isinstance(frames, torch.Tensor) and frames.ndim == 3:
@@ -278,6 +297,10 @@ class VideoWriter:
         source = frames_in_memory(frames, "frames")
         size = (source.width, source.height)
         if self._container is None:
+            if self._sidecar and self._provenance is None:
+                raise ValueError(
+                    "`sidecar` is True, but nothing is known of where these frames come from: pass `provenance`."
+                )
             with errors_naming(self.path):
                 self._start(*size)
         if size != self._size:
@@ -312,10 +335,16 @@ class VideoWriter:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         self._size = (width, height)
         self._reformatter = VideoReformatter()
-        options = {} if self.path.suffix.lower() == ".mkv" else {"movflags": "+faststart"}
+        suffix = self.path.suffix.lower()
+        options = {} if suffix == ".mkv" else {"movflags": "+faststart"}
+        if suffix == ".mov" and self._provenance:
+            # QuickTime's own few tags have no description
+            options["movflags"] += "+use_metadata_tags"
         self._container = av.open(f"file:{self._aside}", "w", container_options=options)
         # A writer that nobody closes, until the interpreter ends, leaves no file either.
         self._abandoned = weakref.finalize(self, _abandon, self._container, self._aside)
+        if self._provenance:
+            self._container.metadata.update(self._provenance.metadata())
         # Neither how many cores there are nor how they are scheduled may show: without `mbtree`, and with a fixed
         # number of threads that share no frame, the same frames give the same bytes.
         options = {"crf": str(self._crf), "x264-params": "mbtree=0"}
@@ -348,6 +377,8 @@ class VideoWriter:
                     if stream.codec_context is not None and stream.codec_context.is_open:
                         self._container.mux(stream.encode(None))
                 self._container.close()
+                if self._sidecar:
+                    self._provenance.write_sidecar(self._aside, self.path)
                 os.replace(self._aside, self.path)
         finally:
             self._discard()
@@ -370,8 +401,13 @@ def _abandon(container, path: Path) -> None:
 
 
 def save_video(
-    frames, path: str | os.PathLike, fps: float | Fraction, audio: "str | os.PathLike | tuple | None" = None
+    frames,
+    path: str | os.PathLike,
+    fps: float | Fraction,
+    audio: "str | os.PathLike | tuple | None" = None,
+    provenance: Provenance | Literal[False] | None = None,
+    sidecar: bool = False,
 ) -> None:
-    """Writes a whole video in one call; see `VideoWriter` for what `frames`, `path`, `fps` and `audio` may be."""
-    with VideoWriter(path, fps, audio) as writer:
+    """Writes a whole video in one call; see `VideoWriter` for what its arguments may be."""
+    with VideoWriter(path, fps, audio, provenance=provenance, sidecar=sidecar) as writer:
         writer.write(frames)

@@ -38,6 +38,7 @@ from diffusers_dreamactor.pipelines.preparation import PreparationMixin
 from diffusers_dreamactor.pipelines.sampling import SamplingOptions, takes_arguments_of
 from diffusers_dreamactor.processors.guidance import MotionGuidance, MotionGuidanceProcessor
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.provenance import Provenance, model_name
 from diffusers_dreamactor.sound import sound_source
 from diffusers_dreamactor.speech import iterate_speech_tokens
 
@@ -571,7 +572,15 @@ class AnimationPipeline(PreparationMixin, DreamActorLoraLoaderMixin, DiffusionPi
             frames = torch.cat(parts, dim=1 if options.output_type == "pt" else 2)
         if not return_dict:
             return (frames, inputs.fps)
-        return DreamActorPipelineOutput(frames=frames, fps=inputs.fps, sound=inputs.sound)
+        return DreamActorPipelineOutput(frames, inputs.fps, inputs.sound, self.provenance(options.generator))
+
+    def provenance(self, generator: torch.Generator | list[torch.Generator] | None = None) -> Provenance:
+        """What videos of this pipeline say of where they come from: its weights, the seed of the generator, and now."""
+        if isinstance(generator, list):
+            seed = tuple(one.initial_seed() for one in generator)
+        else:
+            seed = None if generator is None else generator.initial_seed()
+        return Provenance(model_name(self.name_or_path), seed)
 
     @contextlib.contextmanager
     def _generation(self, total: int) -> Iterator[Any]:

@@ -130,6 +130,7 @@ class DreamActorPipeline(AnimationPipeline):
     @torch.no_grad()
     def _sample(self, inputs: AnimationInputs, options: SamplingOptions) -> Iterator[DreamActorPipelineOutput]:
         batch_size, temporal_scale = options.num_videos_per_prompt, self.vae_scale_factor_temporal
+        provenance = self.provenance(options.generator)
 
         # 1. Encode what is the same for all segments
         references = list(inputs.references)
@@ -208,7 +209,7 @@ class DreamActorPipeline(AnimationPipeline):
                     new_frames = min(segment.stop, len(inputs)) - segment.start - overlap
                     frames = self.vae.decode_video(latents.to(self.vae.dtype), feat_cache=decoder_state)
                     frames = self.video_processor.postprocess_video(frames[:, :, :new_frames], options.output_type)
-                yield DreamActorPipelineOutput(frames=frames, fps=inputs.fps, sound=inputs.sound)
+                yield DreamActorPipelineOutput(frames, inputs.fps, inputs.sound, provenance)
                 if self.interrupt:
                     # what would follow is noise
                     break

@@ -230,6 +230,7 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
     @torch.no_grad()
     def _sample(self, inputs: AnimationInputs, options: SamplingOptions) -> Iterator[DreamActorPipelineOutput]:
         batch_size, temporal_scale = options.num_videos_per_prompt, self.vae_scale_factor_temporal
+        provenance = self.provenance(options.generator)
 
         # 1. Encode what is the same for all segments
         text = self.encode_texts(options)
@@ -303,7 +304,7 @@ class DreamActorWanAnimatePipeline(AnimationPipeline):
                     last_frames = decoded[:, :, -1:]
                     new_frames = min(segment.stop, len(inputs)) - segment.start - overlap
                     frames = self.video_processor.postprocess_video(decoded[:, :, :new_frames], options.output_type)
-                yield DreamActorPipelineOutput(frames=frames, fps=inputs.fps, sound=inputs.sound)
+                yield DreamActorPipelineOutput(frames, inputs.fps, inputs.sound, provenance)
                 if self.interrupt:
                     # what would follow is noise
                     break

@@ -10,6 +10,7 @@ import torch
 from diffusers.utils import BaseOutput
 
 from diffusers_dreamactor.media import save_video
+from diffusers_dreamactor.provenance import Provenance
 
 
 @dataclass
@@ -26,19 +27,27 @@ class DreamActorPipelineOutput(BaseOutput):
             Frames per second at which the video plays at the driver's speed.
         sound (*optional*):
             What is heard with the frames, as `media.VideoWriter` takes it: the speech or the driving video's file.
+        provenance ([`~provenance.Provenance`], *optional*):
+            What generated it, with which seed and when.
     """
 
     frames: torch.Tensor | np.ndarray | list[list[PIL.Image.Image]]
     fps: float
     sound: Any = None
+    provenance: Provenance | None = None
 
-    def save(self, path: str | os.PathLike, index: int = 0) -> None:
+    def save(self, path: str | os.PathLike, index: int = 0, provenance: bool = True, sidecar: bool = False) -> None:
         """
         Writes one of the videos with its sound.
 
         Args:
             path (`str` or `os.PathLike`): Ends in .mp4, .m4v, .mov or .mkv.
             index (`int`, defaults to 0): Which video of the batch.
+            provenance (`bool`, defaults to `True`):
+                Whether the file's metadata say that it is AI-generated, by which model and version, with which seed, and
+                when. The same frames give the same bytes for the same moment, which `SOURCE_DATE_EPOCH` can name.
+            sidecar (`bool`, defaults to `False`):
+                Whether to write the definition of a C2PA manifest beside it, `out.c2pa.json` of `out.mp4`.
 
         Raises:
             ValueError: The frames are latents, or the path has another suffix.
@@ -48,4 +57,5 @@ class DreamActorPipelineOutput(BaseOutput):
             raise ValueError(
                 "`frames` are latents, which are no pictures: call the pipeline with another `output_type`."
             )
-        save_video(frames, path, self.fps, self.sound)
+        made = None if self.provenance is None else self.provenance.of_video(index)
+        save_video(frames, path, self.fps, self.sound, made if provenance else False, sidecar)
