@@ -168,7 +168,9 @@ def build_parser() -> argparse.ArgumentParser:
     if importlib.util.find_spec("shtab") is not None:
         import shtab
 
-        shtab.add_argument_to(parser, ["--print-completion"], help="print the completion of a shell: bash, zsh or tcsh")
+        shtab.add_argument_to(
+            parser, ["--print-completion"], help="print the completion of a shell: bash, zsh or tcsh"
+        )
     commands = parser.add_subparsers(dest="command", required=True)
     raw = argparse.RawDescriptionHelpFormatter
 

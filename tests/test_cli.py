@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffusers_dreamactor import DreamActorPipeline, MotionSequence
+from diffusers_dreamactor import DreamActorPipeline, MotionSequence, list_memory_plans, plan_memory, use_few_steps
 from diffusers_dreamactor.checkpoints import (
     bundled_avatars,
     bundled_model,
@@ -310,7 +310,8 @@ def test_errors_name_options():
     assert name_options("was found in `image`.") == "was found in the picture."
     assert name_options("`capture` stays") == "`capture` stays"
     # every name is an argument of the library
-    known = set(inspect.signature(DreamActorPipeline.__call__).parameters)
+    functions = (DreamActorPipeline.__call__, plan_memory, list_memory_plans, use_few_steps)
+    known = {name for function in functions for name in inspect.signature(function).parameters}
     assert set(OPTIONS) <= known
 
 

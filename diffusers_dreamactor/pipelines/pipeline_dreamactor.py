@@ -53,9 +53,9 @@ class DreamActorPipeline(AnimationPipeline):
         return self._guidance_scale > 1 or self._reference_guidance_scale is not None
 
     def check_mode(self, mode: str, video, background_video, mask_video) -> None:
-        super().check_mode(mode, video, background_video, mask_video)
         if mode == "replace":
             raise ValueError('`mode="replace"` needs Wan-Animate weights, but this pipeline has others.')
+        super().check_mode(mode, video, background_video, mask_video)
 
     def check_inputs(self, inputs: AnimationInputs, options: SamplingOptions) -> None:
         super().check_inputs(inputs, options)
