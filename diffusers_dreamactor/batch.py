@@ -78,7 +78,7 @@ class Record:
     trace: str | None = None
 
 
-def _whole(value, folder: Path):
+def _whole(value: Any, folder: Path) -> Any:
     """A path, or a list of them, from the manifest's folder."""
     if isinstance(value, list):
         return [_whole(part, folder) for part in value]
@@ -151,8 +151,8 @@ def read_manifest(path: str | os.PathLike, defaults: dict[str, Any] | None = Non
         if earlier is not row and earlier.key == row.key:
             row = Row(number, row.name, row.options, row.key, repeats=earlier.number)
         elif earlier is not row:
-            error = f"has the `name` {row.name!r} of line {earlier.number}."
-            row = Row(number, f"line-{number:05d}", row.options, row.key, error)
+            reason = f"has the `name` {row.name!r} of line {earlier.number}."
+            row = Row(number, f"line-{number:05d}", row.options, row.key, reason)
         rows.append(row)
     if not rows:
         raise ValueError(f"`manifest` has no rows: {path}")

@@ -13,6 +13,9 @@ from safetensors import SafetensorError
 
 __all__ = ["errors_naming", "give_usual_permissions"]
 
+# No space, no quota, too large a file, nothing that can be written to.
+_FULL = (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS)
+
 
 def give_usual_permissions(path: str | os.PathLike) -> None:
     """Gives a file the permissions that the umask gives a new one; safetensors' own are for its owner alone."""
@@ -41,6 +44,6 @@ def errors_naming(path: str | os.PathLike) -> Iterator[None]:
         code = int(number[1]) if number else errno.EIO
         raise OSError(code, os.strerror(code), os.fspath(path)) from error
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, getattr(errno, "EDQUOT", None), errno.EFBIG, errno.EROFS):
+        if error.errno is None or error.errno not in _FULL:
             raise
         raise OSError(error.errno, os.strerror(error.errno), os.fspath(path)) from error

@@ -50,8 +50,7 @@ def load_motion_file(
         name = "smplx" if smplx is not None else "hands"
         raise ValueError(f"`{name}` was given, but it is for an .npz file of SMPL-X, and this is {path.name}.")
     if suffix == ".bvh":
-        size = {k: v for k, v in {"width": width, "height": height}.items() if v is not None}
-        return load_bvh_motion(path, fps, **size)
+        return load_bvh_motion(path, fps, 720 if width is None else width, 1280 if height is None else height)
     if suffix == ".npz":
         body_model = "anny" if smplx is None else "smplx"
         return load_smplx_motion(path, smplx, fps, width, height, hands=hands, body_model=body_model)
