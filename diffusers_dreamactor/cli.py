@@ -34,6 +34,10 @@ CAPTURE_EXAMPLES = """examples:
   dreamactor capture --download
   dreamactor capture dance.mp4 --output motion.safetensors --preview
   dreamactor capture crowd.mp4 --output motion.safetensors --person 640,300
+  dreamactor capture dance.mp4 --output motion.safetensors --sapiens --device cuda
+  dreamactor capture walk.bvh --output motion.safetensors --fps 24
+  dreamactor capture keypoints/ --output motion.safetensors --fps 30 --size 1280x720
+  dreamactor capture amass.npz --output motion.safetensors --smplx models/smplx
 """
 DEMO_EXAMPLES = """examples:
   dreamactor demo
@@ -198,8 +202,15 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--output", default="demo.mp4", help="the MP4 to write (default: %(default)s)")
     add_generation_arguments(demo)
 
-    capture = commands.add_parser("capture", help="a video to a motion", epilog=CAPTURE_EXAMPLES, formatter_class=raw)
-    capture.add_argument("video", nargs="?", help="the video")
+    capture = commands.add_parser(
+        "capture",
+        help="a video, or a motion of another format, to a motion",
+        epilog=CAPTURE_EXAMPLES,
+        formatter_class=raw,
+    )
+    capture.add_argument(
+        "video", nargs="?", help="the video; or .bvh, .npz (SMPL-X), .json or a folder of them (OpenPose, DWPose)"
+    )
     capture.add_argument("--output", help="the motion to write (.safetensors)")
     capture.add_argument("--models", help="folder with MediaPipe's three landmarker files")
     capture.add_argument("--download", action="store_true", help="fetch those files first (into --models when given)")
@@ -214,6 +225,16 @@ def build_parser() -> argparse.ArgumentParser:
         default=320,
         help="keep pictures of the face, of this size, so that the motion drives it, too; 0: none (default: %(default)s)",
     )
+    capture.add_argument("--size", type=parse_size, help="WIDTHxHEIGHT of the picture, for motions that do not say it")
+    capture.add_argument("--smplx", help="SMPL-X's model file or folder, for .npz; default: an average body of anny")
+    capture.add_argument("--hands", help="HaMeR's hands (.npz), beside the SMPL-X of a body")
+    capture.add_argument(
+        "--sapiens",
+        nargs="?",
+        const="facebook/sapiens2-pose-0.4b",
+        help="capture with Sapiens2, in place of MediaPipe; a folder or Hub id of another size of it may follow",
+    )
+    capture.add_argument("--device", help="of --sapiens: cuda, mps or cpu; default: the best there is")
     capture.add_argument("--preview", action="store_true", help="also write OUTPUT.preview.mp4")
 
     convert = commands.add_parser(
@@ -693,6 +714,8 @@ def run_capture(args: argparse.Namespace) -> None:
     from diffusers_dreamactor.motion.bone_lengths import describe_sources, length_sources, measure_lengths
     from diffusers_dreamactor.motion.capture.download import download_capture_models
     from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture
+    from diffusers_dreamactor.motion.capture.motion_file import is_motion_file, load_motion_file
+    from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
     from diffusers_dreamactor.motion.retarget import resize_motion
     from diffusers_dreamactor.pipelines.animation_inputs import AnimationInputs
     from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
@@ -703,12 +726,25 @@ def run_capture(args: argparse.Namespace) -> None:
         print(f"dreamactor: capture models are in {download_capture_models(args.models)}")
         if args.video is None:
             return
+    if args.frames is not None and args.frames < 1:
+        raise ValueError(f"`--frames` is {args.frames}, but has to be at least 1.")
     if args.video is None or args.output is None:
         raise ValueError("`capture` needs a video and `--output`, or `--download` alone.")
     check_output(args.output, (".safetensors",))
-    reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
-    capture = MediaPipeCapture.from_pretrained(args.models)
-    motion = capture.capture(reader, person=args.person, face_size=args.face_size or None)
+    reader = None
+    if is_motion_file(args.video):
+        height, width = args.size or (None, None)
+        motion = load_motion_file(args.video, args.fps, width, height, args.person, args.smplx, args.hands)
+        motion = motion[: args.frames]
+    else:
+        reader = VideoReader(args.video, fps=args.fps, num_frames=args.frames)
+        options = {"person": args.person}
+        if args.sapiens is not None:
+            capture = SapiensCapture.from_pretrained(args.sapiens).to(check_device(args.device))
+        else:
+            capture = MediaPipeCapture.from_pretrained(args.models)
+            options["face_size"] = args.face_size or None
+        motion = capture.capture(reader, **options)
     motion.save(args.output)
     print(f"dreamactor: wrote {args.output} ({motion.num_frames} frames at {motion.fps:g} frames/s)")
     if motion.body is not None:
