@@ -62,7 +62,8 @@ def load_frozen_base(model: str, base: str, device: torch.device) -> AnimationPi
     if package is not None:
         arguments["quantization_config"] = PipelineQuantizationConfig(quant_mapping={"transformer": config})
         if device.type != "cpu":
-            arguments["device_map"] = str(device)
+            # by its kind, which pipelines take; the accelerator has made this process's device the current one
+            arguments["device_map"] = device.type
     pipe = AnimationPipeline.from_pretrained(
         model, dtype={"transformer": dtype, "default": torch.float32}, **arguments
     )

@@ -99,7 +99,8 @@ def normalize(run: KitRun, vae: torch.nn.Module) -> None:
     path, names = run.folder / "latent_statistics.json", ("latents_mean", "latents_std")
     if not path.exists():
         scales = ("portrait", "half_body", "portrait", "full_body") * 2
-        numbers = [FIRST_NUMBERS["statistics"] + 4 * index + torch.arange(4) for index in range(len(scales))]
+        clips = min(4, run.config.vae_batch)
+        numbers = [FIRST_NUMBERS["statistics"] + clips * index + torch.arange(clips) for index in range(len(scales))]
         videos = (
             run.generator.videos(part, scale, run.config.num_frames)["video"] for part, scale in zip(numbers, scales)
         )

@@ -93,15 +93,17 @@ def test_three_slices_are_bit_for_bit_one_run_and_make_a_repository(kit, tmp_pat
     models, _ = read_weights(tmp_path / "slices" / "weights")
     assert set(models) == {"vae"}
     run(monkeypatch, *arguments(kit, tmp_path / "slices", 4, evaluation_steps=0))
-    run(monkeypatch, *arguments(kit, tmp_path / "slices"))
+    run(monkeypatch, *arguments(kit, tmp_path / "slices", evaluation_steps=0))
     whole, slices = ((tmp_path / name / "weights").iterdir() for name in ("whole", "slices"))
     for first, second in zip(sorted(whole), sorted(slices), strict=True):
         assert first.name == second.name and first.read_bytes() == second.read_bytes()
+    measured = json.loads((tmp_path / "whole" / "log.jsonl").read_text().splitlines()[-3])
+    assert measured["step"] == 3 and measured["portrait_right_all"] > 5
     last = json.loads((tmp_path / "slices" / "log.jsonl").read_text().splitlines()[-1])
     assert last["phase"] == "weights" and last["done"] and last["files"] <= 8
     # nothing is done twice
     before = (tmp_path / "slices" / "weights" / "weights-1-of-1.safetensors").read_bytes()
-    run(monkeypatch, *arguments(kit, tmp_path / "slices"))
+    run(monkeypatch, *arguments(kit, tmp_path / "slices", evaluation_steps=0))
     assert (tmp_path / "slices" / "weights" / "weights-1-of-1.safetensors").read_bytes() == before
 
     with pytest.raises(SystemExit, match="`dim` is 32, but the run"):

@@ -225,7 +225,7 @@ class Landmarkers:
         """
         Whether a pose is a person's: the pose landmarker puts one on hands, clothes and lamps too, as sure of it as of people.
 
-        It needs shoulders that fit the trunk and a head in the picture. Then a face at its place is enough; without one, as of
+        It needs shoulders that fit the trunk and a head in the picture. Then a face there is enough; without one, as of
         somebody seen from behind, the mirrored picture has to give the mirrored pose, which chance finds do not. `worker` as in `find_people`.
         """
         height, width = frame.shape[:2]
@@ -237,6 +237,10 @@ class Landmarkers:
         middle, side = head_guess(person.keypoints)
         guesses = [(middle, side), (middle, 1.8 * side)]
         if self.find_face(frame, guesses, lambda look: look.fits(person.keypoints)) is not None:
+            return True
+        # A pose that lies wrong on somebody: the face tells, and the pose is done again around it.
+        look = self.find_face(frame, guesses, lambda look: True)
+        if look is not None and self.confirms_face(frame, look):
             return True
         x0, y0, x1, y1 = person.box
         middle = np.array([width - (x0 + x1) / 2, (y0 + y1) / 2])

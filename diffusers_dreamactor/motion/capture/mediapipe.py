@@ -287,7 +287,9 @@ class MediaPipeCapture:
 
                 def accept(look: FaceLook) -> bool:
                     # A face where there is no body, and was none before, has nothing but itself to show that it is one.
-                    known = person is not None or last_look is not None  # noqa: B023
+                    # Where people touch, a face is often half hidden, and the pose's head another's.
+                    known = person is not None and person.visibility[:11].any()  # noqa: B023
+                    known = known or (last_look is not None and not contact.doubtful)  # noqa: B023
                     return scene.face_may_be_own(look, person) and (  # noqa: B023
                         known or landmarkers.confirms_face(frame, look)  # noqa: B023
                     )
