@@ -5,6 +5,7 @@ Importing this package makes its classes known to Diffusers, so that `DiffusionP
 `AutoModel.from_pretrained` and single-file loading find them.
 """
 
+import importlib
 import sys
 from pathlib import Path
 
@@ -20,8 +21,8 @@ if Path(sys.argv[0]).with_suffix("") != Path(sys.executable).parent / "dreamacto
 
 def __getattr__(name: str):
     """The public names, for the command and the Diffusers that it runs, once they are asked for."""
-    from diffusers_dreamactor import registration
-
+    # not `from diffusers_dreamactor import registration`, which would ask here for it
+    registration = importlib.import_module("diffusers_dreamactor.registration")
     if name not in registration.__all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(registration, name)
