@@ -390,3 +390,24 @@ def test_what_cannot_be_exported_is_known_before_the_training(text_model, clips,
     with pytest.raises(ValueError, match="have no name in the 'comfyui' naming"):
         run("train_lora.py", *arguments, "--target_modules", "ref_attn.to_q", "--export", "comfyui")
     assert not (tmp_path / "lora").exists()
+
+
+def test_a_lora_on_a_starting_point(model, clips, tmp_path):
+    names = ["pose_patch_embedding", "ref_attn.to_out.0", "face_attn.to_out", "attn1.to_q"]
+    pipe = DreamActorPipeline.from_pretrained(model)
+    for name, module in pipe.transformer.named_modules():
+        if name.endswith(tuple(names[:3])):  # as conversion leaves what Wan has not
+            torch.nn.init.zeros_(module.weight)
+            torch.nn.init.zeros_(module.bias)
+    pipe.save_pretrained(tmp_path / "start")
+    arguments = ["--model", tmp_path / "start", "--data", clips, "--output", tmp_path / "lora", "--rank", 4]
+    arguments += ["--max_train_steps", 3, "--learning_rate", 0.01, *ON_CPU, "--gradient_checkpointing"]
+    run("train_lora.py", *arguments, "--target_modules", *names)
+    before = {name: value.clone() for name, value in pipe.transformer.state_dict().items()}
+    pipe.load_lora_weights(tmp_path / "lora", strict=True)
+    pipe.fuse_lora()
+    pipe.unload_lora_weights()
+    after = pipe.transformer.state_dict()
+    # what began at zero has learned, and so has each of the others, and nothing else
+    changed = {name for name, value in before.items() if not torch.equal(value, after[name])}
+    assert changed == {name for name in before if name.removesuffix(".weight").endswith(tuple(names))}
