@@ -223,9 +223,14 @@ def test_help_and_version_load_nothing():
 def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, stop, code, said):
     output = tmp_path / "out.mp4"
     process = run_command("demo", "--output", output, "--frames", 2000, "--extend", "loop", "--device", "cpu")
-    while not list(tmp_path.iterdir()):
+    for _ in range(1200):
+        if list(tmp_path.iterdir()):
+            break
         with contextlib.suppress(subprocess.TimeoutExpired):
             pytest.fail(f"ended by itself with {process.wait(timeout=0.1)}")
+    else:
+        process.kill()
+        pytest.fail(f"wrote nothing in two minutes, but said {process.communicate()}")
     process.send_signal(stop)
     _, errors = process.communicate(timeout=60)
     assert process.returncode == code
