@@ -364,11 +364,12 @@ def test_comfyui_reads_every_key(folder, pipe, trained, naming):
 def test_int8_weights_rest_while_the_adapter_learns(folder, tmp_path, capsys):
     pytest.importorskip("torchao", reason="torchao is not installed")
     arguments = ["--model", folder / "model", "--data", folder / "prepared", "--cpu", "--lengths", 3]
-    arguments += ["--rank", 64, "--learning_rate", 4e-3, "--max_train_steps", 60, "--logging_steps", 1]
+    arguments += ["--rank", 64, "--learning_rate", 4e-3, "--max_train_steps", 12, "--logging_steps", 1]
     arguments += ["--gradient_checkpointing", "--target_modules", *TARGETS]
     run("train_lora.py", *arguments, "--output", tmp_path / "int8", "--base", "int8")
     shown = [float(loss) for loss in re.findall(r"step \d+ loss ([\d.]+)", capsys.readouterr().out)]
-    assert shown[-1] < 0.85 * shown[0]
+    assert len(shown) == 12 and shown[-1] < 0.95 * shown[0]
+    assert all(value.any() for value in load_file(tmp_path / "int8" / "pytorch_lora_weights.safetensors").values())
     int8, bf16 = (load_frozen_base(str(folder / "model"), base, torch.device("cpu")) for base in ("int8", "bf16"))
     sizes = [
         sum(stored_bytes(tensor) for tensor in pipe.transformer.blocks.parameters()) / 2**20 for pipe in (int8, bf16)
