@@ -62,7 +62,7 @@ def folder(readme_folder) -> Path:  # noqa: F811
 @pytest.mark.parametrize("code", blocks("python"))
 def test_python_runs_as_it_is_written(folder, monkeypatch, code):
     if NEEDS_THE_HUB in code:
-        pytest.skip("fetches a LoRA from the Hub; tests/pipelines/test_few_steps.py runs its parts")
+        pytest.skip("fetches a LoRA from the Hub; tests/conversion/test_few_steps.py runs its parts")
     monkeypatch.chdir(folder)
     code = code.replace('.to("cuda")', '.to("cpu")').replace("torch.bfloat16", "torch.float32")
     before = torch.get_num_threads()

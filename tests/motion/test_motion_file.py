@@ -4,14 +4,12 @@ import pytest
 
 from diffusers_dreamactor import MotionSequence
 from diffusers_dreamactor.cli import main
-from diffusers_dreamactor.media import save_video
 from diffusers_dreamactor.motion.capture.bvh import load_bvh_motion
 from diffusers_dreamactor.motion.capture.motion_file import is_motion_file, load_motion_file
 from diffusers_dreamactor.motion.capture.openpose import load_openpose_motion
 
 from .test_bvh import write_bvh
 from .test_openpose import film, openpose_person, write_folder
-from .test_sapiens import capture as sapiens  # noqa: F401
 
 
 def test_what_is_a_motion_file(tmp_path):
@@ -64,15 +62,3 @@ def test_capture_takes_smplx(tmp_path):
     assert (len(motion), motion.fps, motion.width) == (4, 30, 480)
     head, ankle = motion.head.center[0], motion.body.keypoints[0, 10]
     assert 0 < head[1] < ankle[1] < 640
-
-
-def test_capture_by_sapiens(tmp_path, sapiens):  # noqa: F811
-    sapiens.save_pretrained(tmp_path / "sapiens")
-    frames = np.random.default_rng(0).integers(0, 255, (3, 96, 72, 3), dtype=np.uint8)
-    save_video(frames, tmp_path / "dance.mp4", 12)
-    command = ["capture", str(tmp_path / "dance.mp4"), "--output", str(tmp_path / "out.safetensors")]
-    assert main([*command, "--sapiens", str(tmp_path / "sapiens"), "--device", "cpu"]) == 0
-    motion = MotionSequence.load(tmp_path / "out.safetensors")
-    expected = sapiens.capture(tmp_path / "dance.mp4", progress=False)
-    assert (len(motion), motion.fps) == (3, 12)
-    np.testing.assert_allclose(motion.body.keypoints, expected.body.keypoints, atol=0.1)

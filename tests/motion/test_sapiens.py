@@ -3,9 +3,11 @@ import pytest
 import torch
 from PIL import Image
 
+from diffusers_dreamactor.cli import main
+from diffusers_dreamactor.media import save_video
 from diffusers_dreamactor.motion.capture import sapiens
 from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
-from diffusers_dreamactor.motion.sequence import project
+from diffusers_dreamactor.motion.sequence import MotionSequence, project
 from diffusers_dreamactor.motion.skeleton import GOLIATH_MAPPING, JOINT_INDEX, JOINT_NAMES
 
 
@@ -202,3 +204,15 @@ def test_nobody_and_other_models_are_named(capture):
         SapiensCapture(blind).capture(noise_video(2), progress=False)
     with pytest.raises(ValueError, match="gives 17 points, but Sapiens2's 308"):
         SapiensCapture(transformers.Sapiens2ForPoseEstimation(config(17)))
+
+
+def test_the_command_captures_with_sapiens(tmp_path, capture):
+    capture.save_pretrained(tmp_path / "sapiens")
+    frames = np.random.default_rng(0).integers(0, 255, (3, 96, 72, 3), dtype=np.uint8)
+    save_video(frames, tmp_path / "dance.mp4", 12)
+    command = ["capture", str(tmp_path / "dance.mp4"), "--output", str(tmp_path / "out.safetensors")]
+    assert main([*command, "--sapiens", str(tmp_path / "sapiens"), "--device", "cpu"]) == 0
+    motion = MotionSequence.load(tmp_path / "out.safetensors")
+    expected = capture.capture(tmp_path / "dance.mp4", progress=False)
+    assert (len(motion), motion.fps) == (3, 12)
+    np.testing.assert_allclose(motion.body.keypoints, expected.body.keypoints, atol=0.1)
