@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 from transformers import CLIPImageProcessor, CLIPVisionConfig, CLIPVisionModel
 
 from diffusers_dreamactor.checkpoints import save_random_pipeline
@@ -17,6 +18,12 @@ from training_clips import write_clip  # noqa: E402
 
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
+
+
+@pytest.fixture(autouse=True)
+def own_accelerator():
+    """Each test's script begins as in a process of its own: Accelerate keeps the precision of the first."""
+    AcceleratorState._reset_state(reset_partial_state=True)
 
 
 @pytest.fixture(scope="session")
