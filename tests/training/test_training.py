@@ -33,7 +33,9 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def losses(text: str) -> list[str]:
-    return [line.split(" now ")[1].split()[0] for line in text.splitlines() if line.startswith("step") and " now " in line]
+    return [
+        line.split(" now ")[1].split()[0] for line in text.splitlines() if line.startswith("step") and " now " in line
+    ]
 
 
 def test_a_resumed_run_is_bit_by_bit_the_uninterrupted_one(run_script, model, clips, tmp_path, capsys):
