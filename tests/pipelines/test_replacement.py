@@ -13,6 +13,7 @@ from diffusers_dreamactor.motion.retarget import resize_motion
 from diffusers_dreamactor.pictures import cover
 from diffusers_dreamactor.processors.replacement import CellMasks
 
+from ..pretend_device import DEVICE  # noqa: F401 without it test_devices is skipped, and has nothing to import
 from .test_devices import arguments_for, generate, wan_animate
 
 
