@@ -757,6 +757,13 @@ def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, mon
         capture.capture(woman, progress=False)
 
 
+def test_who_is_first_seen_with_a_wrong_pose_is_somebody(capture, media):
+    """The boy is small in his first frames, and the pose is found too large, on his trunk; his face says where it is."""
+    frames = list(VideoReader(media / "cartoon_character.mp4").frames(0, 5))
+    motion = capture.capture(frames, fps=24, progress=False)
+    assert (motion.head.confidence >= 0.5).all() and (motion.body.confidence[:, [1, 2, 5]] >= 0.5).all()
+
+
 def test_somebody_without_a_face_and_a_painting_are_people(capture, media):
     for name in ("reference_full_body.png", "reference_painting_arms.jpg"):
         motion = capture.capture(Image.open(media / "drivers" / name).convert("RGB"), progress=False)

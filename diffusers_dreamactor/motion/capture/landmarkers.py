@@ -3,7 +3,7 @@
 import os
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -235,11 +235,10 @@ class Landmarkers:
         if inside.mean() < 0.5 or np.linalg.norm(shoulders[0] - shoulders[1]) < _NARROWEST_SHOULDERS * trunk:
             return False
         middle, side = head_guess(person.keypoints)
-        guesses = [(middle, side), (middle, 1.8 * side)]
-        if self.find_face(frame, guesses, lambda look: look.fits(person.keypoints)) is not None:
+        look = self.find_face(frame, [(middle, side), (middle, 1.8 * side)], lambda look: True)
+        if look is not None and look.fits(person.keypoints):
             return True
         # A pose that lies wrong on somebody: the face tells, and the pose is done again around it.
-        look = self.find_face(frame, guesses, lambda look: True)
         if look is not None and self.confirms_face(frame, look):
             return True
         x0, y0, x1, y1 = person.box
@@ -296,6 +295,13 @@ class Landmarkers:
         best = min(found, key=lambda each: each.distance(person))
         best.appearance = colour_histogram(frame, best)
         return best
+
+    def poses_below(self, frame: np.ndarray, look: FaceLook) -> Iterator[Person]:
+        """The poses found in crops of several sizes around the person that a face belongs to, the likeliest size first."""
+        for reach, below in ((6.5, 1.5), (4.5, 0.9), (9.0, 2.2)):
+            person = self.find_person(frame, look.middle + np.array([0, below * look.side]), reach * look.side)
+            if person is not None:
+                yield person
 
     def find_face(
         self, frame: np.ndarray, guesses: list[tuple[np.ndarray, float]], accept: Callable[[FaceLook], bool]

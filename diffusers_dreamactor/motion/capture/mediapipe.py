@@ -473,9 +473,8 @@ def _agree(
     """
     if look is None or (person is not None and look.fits(person.keypoints)):
         return look, person
-    for reach, below in ((6.5, 1.5), (4.5, 0.9), (9.0, 2.2)):
-        again = landmarkers.find_person(frame, look.middle + np.array([0, below * look.side]), reach * look.side)
-        if again is not None and look.fits(again.keypoints) and scene.may_be_own(again):
+    for again in landmarkers.poses_below(frame, look):
+        if look.fits(again.keypoints) and scene.may_be_own(again):
             again = scene.contact.own_parts(frame, again)
             if again is not None:
                 return look, again
