@@ -19,7 +19,8 @@ from pathlib import Path
 import ray
 
 from diffusers_dreamactor.batch import Batch, Row, read_manifest
-from diffusers_dreamactor.cli import batch_defaults, build_parser, row_animator
+from diffusers_dreamactor.cli.arguments import build_parser
+from diffusers_dreamactor.cli.batch import batch_defaults, row_animator
 
 
 class Animator:

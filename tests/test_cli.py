@@ -18,15 +18,10 @@ from diffusers_dreamactor.checkpoints import (
     bundled_speech,
     save_random_pipeline,
 )
-from diffusers_dreamactor.cli import (
-    OPTIONS,
-    main,
-    name_options,
-    parse_parts,
-    parse_person,
-    parse_scales,
-    parse_size,
-)
+from diffusers_dreamactor.cli import main
+from diffusers_dreamactor.cli.animate import animate
+from diffusers_dreamactor.cli.arguments import build_parser, parse_parts, parse_person, parse_scales, parse_size
+from diffusers_dreamactor.cli.messages import OPTIONS, name_options
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
@@ -207,7 +202,7 @@ def run_command(*words, **options) -> subprocess.Popen:
 def test_help_and_version_load_nothing():
     code = (
         "import sys; from pathlib import Path; sys.argv = [str(Path(sys.executable).parent / 'dreamactor'), '--version'];"
-        "from diffusers_dreamactor.cli import build_parser; build_parser();"
+        "from diffusers_dreamactor.cli.arguments import build_parser; build_parser();"
         "print(sorted({'torch', 'numpy', 'diffusers', 'av'} & set(sys.modules)))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
@@ -243,6 +238,24 @@ def test_a_command_prints_what_it_wrote_and_nothing_else(tmp_path):
     words, errors = run_command("demo", "--output", output, *QUICK).communicate(timeout=120)
     assert words == f"dreamactor: wrote {output} (5 frames at 29.97 frames/s)\n"
     assert errors == ""
+
+
+@pytest.mark.parametrize("replace", [False, True])
+def test_memory_is_planned_for_the_picture_or_the_scene(tmp_path, avatar, replace):
+    """A replacement is as large as its video, whatever the picture."""
+    save_video([Image.new("RGB", (96, 48))] * 2, tmp_path / "scene.mp4", 12)
+    words = ["animate", str(avatar), "--driving", str(tmp_path / "scene.mp4"), "--output", str(tmp_path / "out.mp4")]
+    args = build_parser().parse_args([*words, *["--replace"] * replace])
+    asked = []
+
+    def load(args, shaped_as):
+        asked.append(shaped_as)
+        raise ValueError("enough is known")
+
+    with pytest.raises(ValueError, match="enough is known"):
+        animate(args, load)
+    picture = Image.open(avatar)
+    assert asked == [(48, 96) if replace else (picture.height, picture.width)]
 
 
 def test_an_input_is_not_overwritten(tmp_path, media, capsys):

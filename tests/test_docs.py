@@ -13,7 +13,8 @@ from peft import LoraConfig, get_peft_model_state_dict
 from diffusers_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.batch import read_manifest, row_words
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
-from diffusers_dreamactor.cli import add_animate_arguments, build_parser, main
+from diffusers_dreamactor.cli import main
+from diffusers_dreamactor.cli.arguments import add_animate_arguments, build_parser
 from diffusers_dreamactor.media import VideoReader, save_video
 
 from .conversion.conftest import make_wan_animate

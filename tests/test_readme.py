@@ -9,7 +9,7 @@ import pytest
 
 import diffusers_dreamactor
 from diffusers_dreamactor.checkpoints.random_pipeline import random_pipeline
-from diffusers_dreamactor.cli import build_parser
+from diffusers_dreamactor.cli.arguments import build_parser
 from diffusers_dreamactor.media import VideoReader, VideoWriter, save_video
 
 from .motion.stick_figure import StickFigure

@@ -31,7 +31,7 @@ from diffusers_dreamactor.conversion.repository import (
 )
 from diffusers_dreamactor.loaders.prompt_states import encode_prompts
 from diffusers_dreamactor.loaders.shards import DTYPES, LazyTensor, WeightReader
-from diffusers_dreamactor.loaders.wan_animate import MODEL_CLASSES, USUAL_PROMPT
+from diffusers_dreamactor.loaders.wan_animate import MODEL_CLASSES, PUBLIC_WEIGHTS, USUAL_PROMPT
 from diffusers_dreamactor.loaders.wan_keys import (
     animate_configs,
     infer_wan_config,
@@ -45,7 +45,6 @@ from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import GENER
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
-DIFFUSERS_REPOSITORY = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 PIPELINE_CONFIG = {
     "num_inference_steps": 20,
     "guidance_scale": 1.0,
@@ -115,7 +114,7 @@ def convert(
     source: str,
     output: Path,
     dtype: torch.dtype | None = None,
-    components: str = DIFFUSERS_REPOSITORY,
+    components: str = PUBLIC_WEIGHTS,
     capture_models: Path | None = None,
     keep_text_encoder: bool = False,
 ) -> None:
@@ -200,7 +199,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, help="of the weights except the VAE's; default: the source's")
     parser.add_argument(
         "--components",
-        default=DIFFUSERS_REPOSITORY,
+        default=PUBLIC_WEIGHTS,
         help="folder or Hub id of the other components, when --source is a transformer alone (default: %(default)s)",
     )
     parser.add_argument("--capture-models", type=Path, help="folder of MediaPipe's models, to be in the repository")

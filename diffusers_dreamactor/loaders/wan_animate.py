@@ -24,6 +24,7 @@ from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
 
+PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 USUAL_PROMPT = "视频中的人在做动作"
 MODEL_CLASSES = {"transformer": DreamActorTransformer3DModel, "face_motion_encoder": FaceMotionEncoder}
 _TEXT_ENCODER = "text_encoder/*.safetensors"

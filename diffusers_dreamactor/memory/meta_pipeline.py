@@ -1,5 +1,6 @@
 """A pipeline without weights, from the configs of a repository alone: all its models on the meta device."""
 
+import importlib
 import json
 import os
 from collections.abc import Mapping
@@ -13,13 +14,10 @@ from diffusers import ModelMixin, WanAnimateTransformer3DModel
 from huggingface_hub import snapshot_download
 
 from diffusers_dreamactor.loaders.prompt_states import SEQUENCE_LENGTH
+from diffusers_dreamactor.loaders.wan_animate import MODEL_CLASSES
 from diffusers_dreamactor.loaders.wan_keys import animate_configs
-from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder
 from diffusers_dreamactor.models.autoencoder_dreamactor import DreamActorVAE
-from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
-from diffusers_dreamactor.models.pose_encoder import PoseEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
-from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 from diffusers_dreamactor.pipelines.animation_pipeline import AnimationPipeline
 from diffusers_dreamactor.pipelines.pipeline_dreamactor import DreamActorPipeline
 from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import (
@@ -29,15 +27,6 @@ from diffusers_dreamactor.pipelines.pipeline_dreamactor_wan_animate import (
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
 
 
-_MODELS = (
-    AudioMotionEncoder,
-    DreamActorTransformer3DModel,
-    DreamActorVAE,
-    FaceMotionEncoder,
-    PoseEncoder,
-    PromptEmbedding,
-)
-_MODEL_CLASSES = {model_class.__name__: model_class for model_class in _MODELS}
 _PIPELINES = {pipeline.__name__: pipeline for pipeline in (DreamActorPipeline, DreamActorWanAnimatePipeline)}
 # What runs on the CPU and has no weights worth counting.
 _PROCESSORS = ("scheduler", "image_processor", "audio_feature_extractor")
@@ -135,7 +124,7 @@ def _meta_component(folder: Path, name: str, entry: list[str], dtype: torch.dtyp
         config = model_class.config_class.from_pretrained(folder / name)
         return meta_model(model_class, config, dtype)
     # `AnimationPipeline` takes Diffusers' own VAE as one of ours
-    model_class = DreamActorVAE if name == "vae" else _MODEL_CLASSES[class_name]
+    model_class = DreamActorVAE if name == "vae" else getattr(importlib.import_module(library), class_name)
     return meta_model(model_class, _read_json(folder / name / "config.json"), dtype)
 
 
@@ -143,14 +132,7 @@ def _meta_wan_animate(folder: Path, index: Mapping[str, Any], dtype: torch.dtype
     config = WanAnimateTransformer3DModel.load_config(folder / "transformer")
     with torch.device("meta"):
         config = dict(WanAnimateTransformer3DModel.from_config(config).config)
-    components = {
-        name: meta_model(
-            _MODEL_CLASSES["DreamActorTransformer3DModel" if name == "transformer" else "FaceMotionEncoder"],
-            own,
-            dtype,
-        )
-        for name, own in animate_configs(config).items()
-    }
+    components = {name: meta_model(MODEL_CLASSES[name], own, dtype) for name, own in animate_configs(config).items()}
     for name in ("vae", "image_encoder", "scheduler", "image_processor"):
         components[name] = _meta_component(folder, name, index[name], dtype)
     text = {"sequence_length": SEQUENCE_LENGTH, "text_dim": config["text_dim"]}

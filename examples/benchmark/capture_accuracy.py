@@ -65,6 +65,15 @@ HANDS = [*range(LEFT_HAND.start, LEFT_HAND.stop), *range(RIGHT_HAND.start, RIGHT
 DESK = (96, 66, 44)
 
 
+def load_body(path: str | None) -> AvatarBody:
+    """A packed body; packed anew, which takes a minute, where there is none."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(path or Path(folder) / "body.npz")
+        if not path.is_file():
+            AvatarBody.pack(path, num_people=60)
+        return AvatarBody(path)
+
+
 def camera_for(middle: float, shown: float) -> Camera:
     """A camera that shows `shown` metres of height around `middle` metres above the hips."""
     focal_length = 1.3 * np.hypot(HEIGHT, WIDTH)
@@ -261,11 +270,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--pictures", help="folder for a contact sheet of each scene, with what was captured")
     arguments = parser.parse_args()
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(arguments.body or Path(folder) / "body.npz")
-        if not path.is_file():
-            AvatarBody.pack(path, num_people=60)
-        body = AvatarBody(path)
+    body = load_body(arguments.body)
     capture = MediaPipeCapture.from_pretrained(arguments.models)
     stills = references(body)
     print("| scene | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|", flush=True)

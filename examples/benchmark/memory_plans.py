@@ -1,6 +1,6 @@
 """Estimated and measured memory of generation, for small models on the CPU.
 
-    python examples/benchmark/memory_plans.py --folder /tmp/memory-plans
+    python examples/benchmark/memory_plans.py --folder FOLDER
 
 Writes repositories of random weights, hundreds of MB each, and for each of their plans loads the pipeline and makes a video
 in a process of its own. Measured is the peak of resident memory above that of the libraries (pages of mapped files counted),

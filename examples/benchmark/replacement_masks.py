@@ -13,14 +13,13 @@ The scenes of `capture_accuracy.py` (extra `synthetic`), two of each: the person
 
 import argparse
 import sys
-import tempfile
 from pathlib import Path
 
 import numpy as np
 
 
 sys.path.insert(0, str(Path(__file__).parent))
-from capture_accuracy import HEIGHT, RATE, SCENES, WIDTH, references, render_scene  # noqa: E402
+from capture_accuracy import HEIGHT, RATE, SCENES, WIDTH, load_body, references, render_scene  # noqa: E402
 
 from diffusers_dreamactor.media import VideoReader  # noqa: E402
 from diffusers_dreamactor.motion.capture.mediapipe import MediaPipeCapture  # noqa: E402
@@ -36,13 +35,7 @@ def main() -> None:
     parser.add_argument("--body", help="packed body (`avatar_body.py`); packed anew by default")
     parser.add_argument("--pictures", help="folder for a contact sheet of each clip")
     arguments = parser.parse_args()
-    from avatar_body import AvatarBody
-
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(arguments.body or Path(folder) / "body.npz")
-        if not path.is_file():
-            AvatarBody.pack(path, num_people=60)
-        body = AvatarBody(path)
+    body = load_body(arguments.body)
     capture = MediaPipeCapture.from_pretrained(arguments.models)
     figure = references(body)[1]
     print("| clip | IoU | covered %, least | marked %, person % |\n|---|---|---|---|", flush=True)

@@ -24,6 +24,7 @@ from diffusers_dreamactor import (
 )
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model, bundled_motions, bundled_speech
 from diffusers_dreamactor.frame_sources import iterate_frames
+from diffusers_dreamactor.loaders.wan_animate import PUBLIC_WEIGHTS
 from diffusers_dreamactor.media import VideoReader, VideoWriter
 from diffusers_dreamactor.motion.capture.download import (
     CAPTURE_MODELS,
@@ -40,7 +41,6 @@ logger = logging.getLogger(__name__)
 PLANNED = {"height": 480, "width": 832, "num_frames": 77}
 # A Space on shared GPUs has none until it is called; then it has one of this many GiB to itself.
 SHARED_GPU = 60
-PUBLIC_WEIGHTS = "Wan-AI/Wan2.2-Animate-14B-Diffusers"
 PARTS = ("face", "head", "body")
 DRIVERS = ("Bundled motion", "Video", "Speech")
 # A sentence of the library names its arguments; a visitor knows the page's fields.
