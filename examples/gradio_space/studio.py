@@ -33,10 +33,12 @@ from diffusers_dreamactor.motion.capture.download import (
 )
 from diffusers_dreamactor.pictures import load_picture
 from diffusers_dreamactor.processors.reference import Reference
+from diffusers_dreamactor.sound import Sound
 
 
 logger = logging.getLogger(__name__)
 
+SOUND_RATE = 48_000
 # What a plan for a GPU's memory is made for, when the pictures are not known yet: 480p, a segment.
 PLANNED = {"height": 480, "width": 832, "num_frames": 77}
 # A Space on shared GPUs has none until it is called; then it has one of this many GiB to itself.
@@ -252,8 +254,7 @@ class Studio:
                 self.check_file(request.speech, "speech")
                 if request.face_video:
                     raise VisitorError("Speech and a video of the face were both given: the face has one driver.")
-                inputs = self.pipe.prepare(reference, audio=request.speech, **driver)
-                return _cut(inputs, seconds)
+                return self.pipe.prepare(reference, audio=_beginning(request.speech, seconds), **driver)
             if request.driver == "Bundled motion":
                 motion = MotionSequence.load(self.motions[request.motion])
                 count = min(len(motion), max(1, round(seconds * motion.fps)))
@@ -381,10 +382,16 @@ def in_the_page_s_words(sentence: str) -> str:
     return sentence[:1].upper() + sentence[1:]
 
 
-def _cut(inputs: AnimationInputs, seconds: float) -> AnimationInputs:
-    """The first seconds of a performance."""
-    inputs.index = inputs.index[: max(1, round(seconds * inputs.fps))]
-    return inputs
+def _beginning(path: str, seconds: float) -> tuple[np.ndarray, int]:
+    """The first seconds of a sound, and its rate: what is not said is not read either."""
+    count, chunks = round(seconds * SOUND_RATE), []
+    for chunk in Sound(Path(path), SOUND_RATE, 0.0).chunks():
+        chunks.append(chunk)
+        if sum(chunk.shape[1] for chunk in chunks) >= count:
+            break
+    if not chunks:
+        raise VisitorError("The speech has no sound.")
+    return np.concatenate(chunks, axis=1)[:, :count], SOUND_RATE
 
 
 def _left_sides(inputs: AnimationInputs) -> Iterator[Image.Image]:
