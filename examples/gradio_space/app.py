@@ -117,8 +117,10 @@ def draw(inputs, sampling: Sampling, visit: Visit, ticket: int, tell):
 
 
 def ask(visitor: gr.Request):
-    """Waits in the line."""
-    return visit_of(visitor).ask(), "Waiting."
+    """Waits in the line, in place of what this visitor asked for before."""
+    visit = visit_of(visitor)
+    visit.cancel()
+    return visit.ask(), "Waiting."
 
 
 def perform(visitor: gr.Request, progress=gr.Progress(), ticket=0, prepared=None, known=None, *fields):  # noqa: B008
@@ -301,7 +303,8 @@ def build_page() -> gr.Blocks:
         results = [inputs, newest, film, side_by_side, note]
         sampling = [steps, scale, face_scale, pose_scale, seed]
         capturing = {"concurrency_id": "capture", "concurrency_limit": 2}
-        drawing = {"concurrency_id": "model", "concurrency_limit": 1}
+        # what is cancelled may still be at its last step when the next is asked for
+        drawing = {"concurrency_id": "model", "concurrency_limit": 1, "trigger_mode": "multiple"}
         at_once = {"queue": False, "show_progress": "hidden"}
         # What was looked at is of the inputs as they were.
         for changed in request:
