@@ -8,7 +8,7 @@ from diffusers_dreamactor.media import save_video
 from diffusers_dreamactor.motion.capture import sapiens
 from diffusers_dreamactor.motion.capture.sapiens import SapiensCapture
 from diffusers_dreamactor.motion.sequence import MotionSequence, project
-from diffusers_dreamactor.motion.skeleton import GOLIATH_MAPPING, JOINT_INDEX, JOINT_NAMES
+from diffusers_dreamactor.motion.skeleton import BODY, GOLIATH_MAPPING, JOINT_INDEX, JOINT_NAMES
 
 
 transformers = pytest.importorskip("transformers", minversion="5.0")
@@ -16,7 +16,7 @@ if not hasattr(transformers, "Sapiens2ForPoseEstimation"):
     pytest.skip("this version of transformers has no Sapiens2", allow_module_level=True)
 
 
-def config(num_labels, scale=False):
+def config(num_labels, scale=False, image_size=(64, 48)):
     head = transformers.Sapiens2HeadConfig(
         upsample_out_channels=[16, 16],
         conv_out_channels=[16],
@@ -29,7 +29,7 @@ def config(num_labels, scale=False):
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_attention_heads=2,
-        image_size=[64, 48],
+        image_size=list(image_size),
         patch_size=16,
         num_register_tokens=0,
         num_labels=num_labels,
@@ -193,6 +193,51 @@ def test_who_was_chosen_is_waited_for(capture):
     handle.remove()
     expected = capture.capture(video[1:], person=tuple(boxes[0]), progress=False, smooth=False)
     np.testing.assert_allclose(motion.body.keypoints[1:], expected.body.keypoints, atol=1e-3)
+
+
+def bright_is_somebody(module, args, kwargs, output):
+    """The segmentation of a picture of white people on black."""
+    brightness = torch.nn.functional.interpolate(
+        kwargs["pixel_values"].mean(dim=1, keepdim=True), output.logits.shape[2:]
+    )
+    output.logits.fill_(-100.0)
+    output.logits[:, 0:2] = torch.cat([-brightness, brightness], dim=1)
+
+
+def test_masks_lie_where_the_person_is(capture, tmp_path):
+    torch.manual_seed(0)
+    segmentation = transformers.Sapiens2ForSemanticSegmentation(config(29, image_size=(256, 192)))
+    both = SapiensCapture(capture.pose_model, segmentation_model=segmentation)
+    both.save_pretrained(tmp_path)
+    loaded = SapiensCapture.from_pretrained(tmp_path)
+    assert loaded.pointmap_model is None and loaded.segmentation_model.config.num_labels == 29
+
+    video = np.zeros((2, 160, 200, 3), dtype=np.uint8)
+    video[:, 40:120, 60:100] = 255
+    # somebody else, who stands apart, but in the same crop
+    video[:, 50:110, 110:118] = 255
+    motion = loaded.capture(noise_video(2, 200, 160), progress=False)
+    motion.head = None
+    motion.body.keypoints[:, BODY] = np.linspace([63, 43], [97, 117], 20)
+    motion.body.confidence[:] = 1.0
+    motion.body.confidence[1] = 0.0
+    loaded.segmentation_model.register_forward_hook(bright_is_somebody, with_kwargs=True)
+    mask, nobody = loaded.segment(video, motion, progress=False)
+    truth = np.zeros((160, 200), dtype=bool)
+    truth[40:120, 60:100] = True
+    assert mask.shape == truth.shape and mask.dtype == np.float32
+    assert ((mask >= 0.5) & truth).sum() / ((mask >= 0.5) | truth).sum() > 0.93
+    assert mask[50:110, 112:116].max() < 0.5
+    assert not nobody.any()
+    motion.body.confidence[1] = 1.0
+    video[1] = 0
+    assert list(loaded.segment(video, motion, progress=False))[1] is None
+
+
+def test_masks_without_a_model_are_refused_before_the_work(capture):
+    motion = capture.capture(noise_video(1), progress=False)
+    with pytest.raises(ValueError, match="`segmentation_model` is None"):
+        capture.segment(noise_video(1), motion)
 
 
 def test_nobody_and_other_models_are_named(capture):

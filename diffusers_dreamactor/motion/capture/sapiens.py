@@ -1,22 +1,23 @@
 """`SapiensCapture`: the motion of a person with Sapiens2 of `transformers`, for quality on a GPU.
 
 Sapiens2's pose model finds 308 points of a person in a crop around it; its pointmap model gives every pixel's place in
-space, from which the joints' depth and the focal length are read. The weights are Meta's, under the Sapiens2 licence:
-`facebook/sapiens2-pose-0.4b`, `facebook/sapiens2-pointmap-0.4b` and larger ones.
+space, from which the joints' depth and the focal length are read; its segmentation model cuts the person out. The weights are
+Meta's, under the Sapiens2 licence: `facebook/sapiens2-pose-0.4b`, `facebook/sapiens2-pointmap-0.4b`,
+`facebook/sapiens2-seg-0.4b` and larger ones.
 
 The pictures are prepared here rather than by the library's image processor, which needs torchvision: a crop of 1.25 times
-the box at the model's aspect for the pose, the whole picture with its aspect kept for the pointmap.
+the box at the model's aspect for pose and segmentation, the whole picture with its aspect kept for the pointmap.
 """
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import torch
 from diffusers.utils import logging
 from PIL import Image
-from scipy.ndimage import gaussian_filter, map_coordinates
+from scipy.ndimage import gaussian_filter, label, map_coordinates
 from tqdm.auto import tqdm
 
 from ...media import VideoReader
@@ -34,6 +35,7 @@ from ..skeleton import (
     map_joints,
 )
 from .from_keypoints import confidence_from_scores, motion_from_keypoints
+from .segmentation import reached_points
 from .selection import NoPersonError
 
 
@@ -66,6 +68,14 @@ def crop_person(frame: np.ndarray, region: np.ndarray, height: int, width: int) 
     step_x, step_y = region[2] / (width - 1), region[3] / (height - 1)
     matrix = (step_x, 0, region[0] + 0.5 - 0.5 * step_x, 0, step_y, region[1] + 0.5 - 0.5 * step_y)
     picture = Image.fromarray(frame)
+    return np.asarray(picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
+
+
+def uncrop_mask(mask: np.ndarray, region: np.ndarray, height: int, width: int) -> np.ndarray:
+    """A mask `(h, w)` of the region that `crop_person` cut out, in the `height` x `width` picture, 0 outside."""
+    step_x, step_y = region[2] / (mask.shape[1] - 1), region[3] / (mask.shape[0] - 1)
+    matrix = (1 / step_x, 0, 0.5 - (region[0] + 0.5) / step_x, 0, 1 / step_y, 0.5 - (region[1] + 0.5) / step_y)
+    picture = Image.fromarray(mask.astype(np.float32))
     return np.asarray(picture.transform((width, height), Image.Transform.AFFINE, matrix, Image.Resampling.BILINEAR))
 
 
@@ -166,16 +176,26 @@ class SapiensCapture:
         detector (`Callable`, *optional*):
             A person detector, `detector(frame) -> (N, 4)` boxes x0, y0, x1, y1 in pixels for a frame `(H, W, 3)` uint8;
             called on the first frame, and when the person was lost. Without one the whole picture is searched.
+        segmentation_model (`transformers.Sapiens2ForSemanticSegmentation`, *optional*):
+            of the parts of people, label 0 the background: what `segment` needs.
     """
 
-    def __init__(self, pose_model, pointmap_model=None, detector: Callable[[np.ndarray], np.ndarray] | None = None):
+    def __init__(
+        self,
+        pose_model,
+        pointmap_model=None,
+        detector: Callable[[np.ndarray], np.ndarray] | None = None,
+        segmentation_model=None,
+    ):
         if pose_model.config.num_labels != _NUM_POINTS:
             raise ValueError(
                 f"`pose_model` gives {pose_model.config.num_labels} points, but Sapiens2's {_NUM_POINTS} are needed."
             )
         self.pose_model, self.pointmap_model, self.detector = pose_model.eval(), pointmap_model, detector
-        if pointmap_model is not None:
-            pointmap_model.eval()
+        self.segmentation_model = segmentation_model
+        for model in (pointmap_model, segmentation_model):
+            if model is not None:
+                model.eval()
 
     @classmethod
     def from_pretrained(
@@ -183,6 +203,7 @@ class SapiensCapture:
         folder_or_hub_id: str | os.PathLike = "facebook/sapiens2-pose-0.4b",
         pointmap: str | os.PathLike | None = None,
         detector: Callable[[np.ndarray], np.ndarray] | None = None,
+        segmentation: str | os.PathLike | None = None,
         **kwargs,
     ) -> "SapiensCapture":
         """
@@ -190,21 +211,30 @@ class SapiensCapture:
 
         Args:
             folder_or_hub_id (`str` or `os.PathLike`):
-                A folder that `save_pretrained` wrote, with `pose` and perhaps `pointmap` in it, or the Hub id or folder of
-                a pose model. With a Hub id that has "-pose-" in it, the pointmap model of the same size is loaded, too.
+                A folder that `save_pretrained` wrote, with `pose` and perhaps `pointmap` and `segmentation` in it, or the
+                Hub id or folder of a pose model. With a Hub id that has "-pose-" in it, the pointmap model of the same size
+                is loaded, too.
             pointmap (`str` or `os.PathLike`, *optional*): Hub id or folder of another pointmap model.
             detector (`Callable`, *optional*): see the class.
+            segmentation (`str` or `os.PathLike`, *optional*):
+                Hub id or folder of a segmentation model, e.g. `"facebook/sapiens2-seg-0.4b"`, for `segment`.
             kwargs: for `transformers`' `from_pretrained`, e.g. `dtype`, `device_map`.
 
         Raises:
             OSError: a model cannot be found.
         """
-        from transformers import Sapiens2ForPointmapEstimation, Sapiens2ForPoseEstimation
+        from transformers import (
+            Sapiens2ForPointmapEstimation,
+            Sapiens2ForPoseEstimation,
+            Sapiens2ForSemanticSegmentation,
+        )
 
         pose = str(folder_or_hub_id)
         if (Path(pose) / "pose").is_dir():
             if pointmap is None and (Path(pose) / "pointmap").is_dir():
                 pointmap = Path(pose) / "pointmap"
+            if segmentation is None and (Path(pose) / "segmentation").is_dir():
+                segmentation = Path(pose) / "segmentation"
             pose = Path(pose) / "pose"
         elif pointmap is None and not Path(pose).is_dir() and "-pose-" in pose:
             pointmap = pose.replace("-pose-", "-pointmap-")
@@ -212,19 +242,30 @@ class SapiensCapture:
         pointmap_model = (
             None if pointmap is None else Sapiens2ForPointmapEstimation.from_pretrained(pointmap, **kwargs)
         )
-        return cls(pose_model, pointmap_model, detector)
+        segmentation_model = (
+            None if segmentation is None else Sapiens2ForSemanticSegmentation.from_pretrained(segmentation, **kwargs)
+        )
+        return cls(pose_model, pointmap_model, detector, segmentation_model)
+
+    @property
+    def _models(self) -> dict:
+        """The models that are there, by the names of their folders."""
+        models = {
+            "pose": self.pose_model,
+            "pointmap": self.pointmap_model,
+            "segmentation": self.segmentation_model,
+        }
+        return {name: model for name, model in models.items() if model is not None}
 
     def save_pretrained(self, save_directory: str | os.PathLike) -> None:
         """Writes the models into a folder that `from_pretrained` reads."""
-        self.pose_model.save_pretrained(Path(save_directory) / "pose")
-        if self.pointmap_model is not None:
-            self.pointmap_model.save_pretrained(Path(save_directory) / "pointmap")
+        for name, model in self._models.items():
+            model.save_pretrained(Path(save_directory) / name)
 
     def to(self, *args, **kwargs) -> "SapiensCapture":
         """Moves the models, as `torch.nn.Module.to` does."""
-        self.pose_model.to(*args, **kwargs)
-        if self.pointmap_model is not None:
-            self.pointmap_model.to(*args, **kwargs)
+        for model in self._models.values():
+            model.to(*args, **kwargs)
         return self
 
     @torch.no_grad()
@@ -306,6 +347,51 @@ class SapiensCapture:
             depth=None if self.pointmap_model is None else depth,
             smoothed=smooth,
         )
+
+    def segment(self, video, motion: MotionSequence, progress: bool = True) -> Iterator[np.ndarray | None]:
+        """
+        Where the captured person is, frame by frame, pixel by pixel. Of people who touch, all are taken: the parts of people
+        are told from the background, not from each other's.
+
+        Args:
+            video: what was captured: whatever `VideoReader` takes, or one PIL image.
+            motion (`MotionSequence`): its motion, in pixels of the video; as many masks come as it has frames.
+            progress (`bool`): show a progress bar.
+
+        Yields:
+            `np.ndarray` of shape `(H, W)`, float32 in [0, 1], of zeros where the motion has nobody; `None` where it has
+            somebody whom the segmentation does not find.
+
+        Raises:
+            ValueError: there is no `segmentation_model`.
+        """
+        if self.segmentation_model is None:
+            raise ValueError(
+                "`segmentation_model` is None, but cutting a person out needs one: load the capture with"
+                ' `segmentation="facebook/sapiens2-seg-0.4b"`.'
+            )
+        reader = VideoReader([video] if isinstance(video, Image.Image) else video, num_frames=motion.num_frames)
+        bar = tqdm(reader, desc="Cutting out", unit="frame", disable=None if progress else True)
+        return (self._cut_out(frame, motion, index) for index, frame in enumerate(bar))
+
+    @torch.no_grad()
+    def _cut_out(self, frame: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
+        drawn, held = reached_points(motion, index)
+        if len(drawn) == 0:
+            return np.zeros(frame.shape[:2], dtype=np.float32)
+        points = np.concatenate([drawn, held])
+        height, width = _input_size(self.segmentation_model)
+        region = padded_box(np.concatenate([points.min(axis=0), points.max(axis=0)]), height, width)
+        pixels = _pixel_values(crop_person(frame, region, height, width), self.segmentation_model)
+        logits = self.segmentation_model(pixel_values=pixels).logits[0].float()
+        people = uncrop_mask(1 - logits.softmax(dim=0)[0].cpu().numpy(), region, *frame.shape[:2])
+        # Who stands apart is somebody else.
+        figures, _ = label(people >= 0.5)
+        middle = drawn.mean(axis=0, keepdims=True)
+        inside = np.concatenate([drawn, middle])
+        inside = inside[((inside >= 0) & (inside < frame.shape[1::-1])).all(axis=1)].astype(int)
+        own = np.setdiff1d(figures[inside[:, 1], inside[:, 0]], 0)
+        return np.where(np.isin(figures, own) | (figures == 0), people, 0).astype(np.float32) if len(own) else None
 
     def _first_box(self, frame: np.ndarray, person) -> np.ndarray:
         """Where to look for a person that is not followed yet."""
