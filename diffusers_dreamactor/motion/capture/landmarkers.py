@@ -81,8 +81,13 @@ class NativeLogsOff:
                 os.close(cls._kept)
 
 
-def _crop(frame: np.ndarray, middle: np.ndarray, side: float) -> tuple[np.ndarray, float, float, float]:
-    """A square of `frame` around `middle`, black where it leaves the picture, scaled; with its corner and side in pixels."""
+def square_crop(
+    frame: np.ndarray, middle: np.ndarray, side: float, pixels: int = _CROP_PIXELS
+) -> tuple[np.ndarray, float, float, float]:
+    """
+    A square of `frame` around `middle`, black where it leaves the picture, scaled to `pixels`; with its corner and side in
+    pixels of the frame.
+    """
     height, width = frame.shape[:2]
     side = max(int(round(side)), 8)
     x0, y0 = int(round(middle[0] - side / 2)), int(round(middle[1] - side / 2))
@@ -90,7 +95,7 @@ def _crop(frame: np.ndarray, middle: np.ndarray, side: float) -> tuple[np.ndarra
     square = np.zeros((side, side, 3), dtype=np.uint8)
     if right > left and bottom > top:
         square[top - y0 : bottom - y0, left - x0 : right - x0] = frame[top:bottom, left:right]
-    picture = Image.fromarray(square).resize((_CROP_PIXELS, _CROP_PIXELS), Image.Resampling.BILINEAR)
+    picture = Image.fromarray(square).resize((pixels, pixels), Image.Resampling.BILINEAR)
     return np.asarray(picture), float(x0), float(y0), float(side)
 
 
@@ -183,7 +188,7 @@ class Landmarkers:
         result = self._detect(self._people[worker].detect, self._to_image(frame))
         size = np.array([frame.shape[1], frame.shape[0]], dtype=np.float64)
         people = [
-            _person(landmarks, world, size, np.zeros(2))
+            person_of(landmarks, world, size, np.zeros(2))
             for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
         ]
         people = [person for person in people if _is_upright_on_neck(person)]
@@ -211,11 +216,11 @@ class Landmarkers:
 
     def find_person(self, frame: np.ndarray, middle: np.ndarray, side: float) -> Person | None:
         """The person in a square around `middle`, all in pixels of the frame."""
-        crop, x0, y0, side = _crop(frame, middle, side)
+        crop, x0, y0, side = square_crop(frame, middle, side)
         result = self._detect(self._person.detect, self._to_image(crop))
         if not result.pose_landmarks:
             return None
-        person = _person(
+        person = person_of(
             result.pose_landmarks[0], result.pose_world_landmarks[0], np.array([side, side]), np.array([x0, y0])
         )
         person.appearance = colour_histogram(frame, person)
@@ -243,10 +248,10 @@ class Landmarkers:
             return True
         x0, y0, x1, y1 = person.box
         middle = np.array([width - (x0 + x1) / 2, (y0 + y1) / 2])
-        crop, x0, y0, side = _crop(frame[:, ::-1], middle, 1.35 * max(x1 - x0, y1 - y0))
+        crop, x0, y0, side = square_crop(frame[:, ::-1], middle, 1.35 * max(x1 - x0, y1 - y0))
         result = self._detect(self._people[worker].detect, self._to_image(crop))
         for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks):
-            mirrored = _person(landmarks, world, np.array([side, side]), np.array([x0, y0]))
+            mirrored = person_of(landmarks, world, np.array([side, side]), np.array([x0, y0]))
             keypoints = mirrored.keypoints[_MIRROR]
             keypoints[:, 0] = width - keypoints[:, 0]
             weight = np.minimum(mirrored.visibility[_MIRROR], person.visibility)
@@ -286,7 +291,7 @@ class Landmarkers:
             self._clock += 33
             result = self._detect(self._followed.detect_for_video, self._to_image(masked), self._clock)
         found = [
-            _person(landmarks, world, size, np.zeros(2))
+            person_of(landmarks, world, size, np.zeros(2))
             for landmarks, world in zip(result.pose_landmarks, result.pose_world_landmarks)
         ]
         found = [each for each in found if each.distance(person) < 0.35]
@@ -318,7 +323,7 @@ class Landmarkers:
         return None
 
     def _look_at_face(self, frame: np.ndarray, middle: np.ndarray, side: float) -> FaceLook | None:
-        crop, x0, y0, side = _crop(frame, middle, side)
+        crop, x0, y0, side = square_crop(frame, middle, side)
         result = self._detect(self._face.detect, self._to_image(crop))
         if not result.face_landmarks:
             return None
@@ -335,7 +340,7 @@ class Landmarkers:
 
     def find_hands(self, frame: np.ndarray, middle: np.ndarray, side: float) -> list[Hand]:
         """Up to two hands in a square around `middle`, in pixels of the frame."""
-        crop, x0, y0, side = _crop(frame, middle, side)
+        crop, x0, y0, side = square_crop(frame, middle, side)
         result = self._detect(self._hands.detect, self._to_image(crop))
         return [
             Hand(
@@ -350,7 +355,8 @@ class Landmarkers:
         ]
 
 
-def _person(landmarks, world, size: np.ndarray, corner: np.ndarray) -> Person:
+def person_of(landmarks, world, size: np.ndarray | float, corner: np.ndarray) -> Person:
+    """A pose of the landmarker's in a square of `size` pixels whose corner is at `corner`, in pixels of the frame."""
     return Person(
         keypoints=_points(landmarks, "xy") * size + corner,
         world=_points(world, "xyz"),

@@ -195,7 +195,7 @@ class MediaPipeCapture:
         """
         reader = VideoReader([video] if isinstance(video, Image.Image) else video, num_frames=motion.num_frames)
         bar = tqdm(reader, desc="Cutting out", unit="frame", disable=None if progress else True)
-        with PersonSegmenter(self.folder) as segmenter:
+        with PersonSegmenter(self.folder, motion.fps) as segmenter:
             for index, frame in enumerate(bar):
                 yield segmenter.segment(frame, motion, index)
 

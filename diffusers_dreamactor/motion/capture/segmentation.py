@@ -6,16 +6,30 @@ import numpy as np
 from PIL import Image
 
 from ..sequence import MotionSequence
-from ..skeleton import BODY, JOINT_INDEX
+from ..skeleton import BODY, JOINT_INDEX, MEDIAPIPE_POSE_MAPPING, NUM_JOINTS, map_joints
 from .download import POSE_MODEL
-from .landmarkers import NativeLogsOff
+from .landmarkers import NativeLogsOff, person_of, square_crop
+from .people_apart import Figure, Owners
+from .tracking import Person, PersonTracker, colour_histogram, near
 
 
-# The landmarker's network sees 256 pixels of the square around a person.
-_CROP_PIXELS = 384
 _MAX_PEOPLE = 3
 # How far from the drawn joints a pose may lie to be the same person's, as a share of the person's extent.
 _SAME_PERSON = 0.12
+# Who is so far around the person may touch it, in its extents; who is so near to where another was is that one, in sizes.
+_AROUND = 2.2
+_SAME_OTHER = 0.35
+# Frames from one look around to the next while nobody else is there.
+_LOOK_AROUND_EVERY = 3
+# So long a person who is lost among others is taken to be where it was.
+_HELD_SECONDS = 2.0
+# What is so near to the bones is flesh, in lengths of the trunk; it is added where less than this share of it was found.
+_FLESH = 0.06
+_COVERED = 0.8
+# The person's number among others.
+_OWN = -1
+# Longer side in pixels of the picture in which people's pixels are told apart.
+_JUDGED_PIXELS = 320
 # MediaPipe's landmarks of shoulders and hips, and our joints
 _TRUNK = tuple(
     (landmark, JOINT_INDEX[name])
@@ -31,9 +45,10 @@ class PersonSegmenter:
 
     Args:
         folder (`Path`): holds `pose_landmarker_full.task`.
+        fps (`float`): frames in a second.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, fps: float = 25.0):
         from mediapipe import Image as MediaPipeImage
         from mediapipe import ImageFormat
         from mediapipe.tasks.python import BaseOptions, vision
@@ -47,6 +62,9 @@ class PersonSegmenter:
         with NativeLogsOff():
             self._landmarker = vision.PoseLandmarker.create_from_options(options)
         self._is_warm = False
+        self._others, self._owners = PersonTracker(fps, max_gap_seconds=_HELD_SECONDS), Owners()
+        # The person's joints where they were last drawn, and in which frames.
+        self._joints, self._drawn_in = np.zeros((NUM_JOINTS, 2)), np.full(NUM_JOINTS, -(10**9))
 
     def __enter__(self) -> "PersonSegmenter":
         return self
@@ -56,7 +74,7 @@ class PersonSegmenter:
 
     def segment(self, frame: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
         """
-        The mask of the person who is at frame `index` of `motion`, in pixels of `frame`.
+        The mask of the person who is at frame `index` of `motion`, in pixels of `frame`; to be asked for in their order.
 
         Returns:
             `np.ndarray` of shape `(H, W)`, float32 in [0, 1]; of zeros where the motion has nobody, `None` where it has
@@ -70,60 +88,168 @@ class PersonSegmenter:
             # legs that another hides, or that are lost, are somewhere, too
             looks.append(self._look(frame, np.concatenate([drawn, held]), motion, index))
         found = [look for look in looks if look is not None]
-        return np.max(found, axis=0).clip(0, 1) if found else None
+        own = np.max(found, axis=0).clip(0, 1) if found else None
+        if motion.body is None:
+            return own
+        self._follow_joints(motion, index)
+        others = self._find_others(frame, drawn, motion, index)
+        return self._own_of_all(frame, index, own, others) if others else own
+
+    def _follow_joints(self, motion: MotionSequence, index: int) -> None:
+        """Where the person's joints are; those that are not drawn in this frame move along with those that are."""
+        keypoints, seen = motion.body.keypoints[index], motion.body.confidence[index] >= 0.5
+        both = seen & (self._drawn_in == index - 1)
+        if both.any():
+            self._joints += (keypoints[both] - self._joints[both]).mean(axis=0)
+        self._joints[seen], self._drawn_in[seen] = keypoints[seen], index
 
     def _look(self, frame: np.ndarray, points: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
         """The person's mask in a square around points, or None."""
-        height, width = frame.shape[:2]
-        mask = np.zeros((height, width), dtype=np.float32)
         low, high = points.min(axis=0), points.max(axis=0)
-        side = max(int(round(1.3 * (high - low).max())), 16)
-        x0, y0 = np.rint((low + high) / 2 - side / 2).astype(int)
-        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
-        if right <= left or bottom <= top:
-            return mask
-        square = np.zeros((side, side, 3), dtype=np.uint8)
-        square[top - y0 : bottom - y0, left - x0 : right - x0] = frame[top:bottom, left:right]
-        picture = np.asarray(Image.fromarray(square).resize((_CROP_PIXELS, _CROP_PIXELS), Image.Resampling.BILINEAR))
-        found = self._detect(picture)
-        best = self._same_person(found, motion, index, np.array([x0, y0]), side)
-        if best is None:
-            return None
+        seen = self._poses(frame, (low + high) / 2, 1.3 * (high - low).max())
+        best = _same_person(seen, motion, index)
+        return None if best is None else seen.mask(best)
+
+    def _find_others(
+        self, frame: np.ndarray, drawn: np.ndarray, motion: MotionSequence, index: int
+    ) -> dict[int, tuple[Person, np.ndarray | None]]:
+        """Everybody else within reach, by number, and their masks where they are found."""
+        somebody = any(index - track.last_frame <= self._others.max_gap for track in self._others.tracks)
+        if not somebody and index % _LOOK_AROUND_EVERY:
+            return {}
+        low, high = drawn.min(axis=0), drawn.max(axis=0)
+        around = self._poses(frame, (low + high) / 2, _AROUND * (high - low).max())
+        own = _same_person(around, motion, index)
+        people = [person for number, person in enumerate(around.people) if number != own]
+        people = [person for person in people if not _is_drawn(person, motion, index)]
+        for person in people:
+            person.appearance = colour_histogram(frame, person)
+        self._others.update(index, people)
+        others = {}
+        for track in self._others.tracks:
+            person = track.detections[track.last_frame]
+            if index - track.last_frame > self._others.max_gap or not near(person.box, np.concatenate([low, high])):
+                continue
+            middle, side = (person.box[:2] + person.box[2:]) / 2, 1.3 * (person.box[2:] - person.box[:2]).max()
+            closer = self._poses(frame, middle, side)
+            theirs = [
+                (person.distance(each), number)
+                for number, each in enumerate(closer.people)
+                if number != _same_person(closer, motion, index) and person.distance(each) < _SAME_OTHER
+            ]
+            if theirs and track.last_frame < index:
+                # behind somebody, yet seen when looked for
+                track.detections[index] = person = closer.people[min(theirs)[1]]
+            others[track.id] = person, closer.mask(min(theirs)[1]) if theirs else None
+        return others
+
+    def _own_of_all(
+        self,
+        frame: np.ndarray,
+        index: int,
+        own: np.ndarray | None,
+        others: dict[int, tuple[Person, np.ndarray | None]],
+    ) -> np.ndarray:
+        """What is the person's of all that is somebody's."""
+        masks = {number: mask for number, (_, mask) in others.items() if mask is not None}
+        if own is not None:
+            masks[_OWN] = own
+        # What is not surely the person's is not drawn where people touch; it still is where it was a moment ago.
+        known = index - self._drawn_in <= self._others.max_gap
+        skeletons = {_OWN: (self._joints, known)}
+        for number, (person, _) in others.items():
+            joints, visibility = map_joints(person.keypoints, person.visibility, MEDIAPIPE_POSE_MAPPING)
+            skeletons[number] = joints, visibility > 0.5
+        everybody = list(masks.values())
+        if known.sum() > 2:
+            low, high = self._joints[known].min(axis=0), self._joints[known].max(axis=0)
+            there = self._poses(frame, (low + high) / 2, 1.4 * (high - low).max())
+            everybody += [there.mask(number, alone=False) for number in range(len(there.people))]
+        # Colours and places are judged in a small picture.
+        height, width = frame.shape[:2]
+        step = max(1, max(height, width) / _JUDGED_PIXELS)
+        size = max(1, round(width / step)), max(1, round(height / step))
+        scale = np.array(size) / [width, height]
+        picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
+        figures = {each: Figure(joints * scale, seen, size[1], size[0]) for each, (joints, seen) in skeletons.items()}
+        small = {each: _resized(mask, size) for each, mask in masks.items()}
+        self._owners.learn(picture, figures, small)
+        odds = self._owners.odds(picture, figures, _OWN)
+        union = np.max(everybody, axis=0, initial=0)
+        flesh = (figures[_OWN].away < _FLESH) & (odds > 0)
+        if (_resized(union, size)[flesh] >= 0.5).mean() < _COVERED if flesh.any() else False:
+            union = np.maximum(union, _resized(flesh.astype(np.float32), (width, height)))
+        return np.where(_resized(odds.astype(np.float32), (width, height)) > 0, union, 0).clip(0, 1)
+
+    def _poses(self, frame: np.ndarray, middle: np.ndarray, side: float) -> "_Poses":
+        """All poses in a square of the frame."""
+        picture, x0, y0, side = square_crop(frame, middle, max(side, 16))
+        image = self._to_image(picture)
+        if self._is_warm:
+            found = self._landmarker.detect(image)
+        else:
+            with NativeLogsOff():
+                found = self._landmarker.detect(image)
+            self._is_warm = bool(found.pose_landmarks)
+        return _Poses(found, np.array([x0, y0]), side, frame.shape[:2])
+
+
+class _Poses:
+    """The poses that the landmarker found in a square of a frame."""
+
+    def __init__(self, found, corner: np.ndarray, side: float, shape: tuple[int, int]):
+        self._masks, self._corner, self._side, self._shape = found.segmentation_masks, corner, side, shape
+        worlds = found.pose_world_landmarks
+        self.side = side
+        self.people = [person_of(marks, world, side, corner) for marks, world in zip(found.pose_landmarks, worlds)]
+
+    def mask(self, number: int, alone: bool = True) -> np.ndarray:
+        """One's mask `(H, W)` in the frame; if `alone`, what is more another's here is not in it."""
         soft, *others = (
-            np.squeeze(found.segmentation_masks[number].numpy_view()).astype(np.float32)
-            for number in sorted(range(len(found.segmentation_masks)), key=lambda number: number != best)
+            np.squeeze(self._masks[each].numpy_view()).astype(np.float32)
+            for each in sorted(range(len(self._masks)), key=lambda each: each != number)
         )
-        for other in others:
-            # what is another's is not the person's, where they touch
+        for other in others if alone else ():
             soft = np.where(other > soft, 0, soft)
-        soft = np.asarray(Image.fromarray(soft).resize((side, side), Image.Resampling.BILINEAR))
-        mask[top:bottom, left:right] = soft[top - y0 : bottom - y0, left - x0 : right - x0]
+        side = int(self._side)
+        soft = _resized(soft, (side, side))
+        (height, width), (x0, y0) = self._shape, self._corner.astype(int)
+        left, top, right, bottom = max(x0, 0), max(y0, 0), min(x0 + side, width), min(y0 + side, height)
+        mask = np.zeros((height, width), dtype=np.float32)
+        if right > left and bottom > top:
+            mask[top:bottom, left:right] = soft[top - y0 : bottom - y0, left - x0 : right - x0]
         return mask
 
-    def _detect(self, picture: np.ndarray):
-        if self._is_warm:
-            return self._landmarker.detect(self._to_image(picture))
-        with NativeLogsOff():
-            found = self._landmarker.detect(self._to_image(picture))
-        self._is_warm = bool(found.pose_landmarks)
-        return found
 
-    def _same_person(self, found, motion: MotionSequence, index: int, corner: np.ndarray, side: int) -> int | None:
-        """Which of the poses found is the person of `motion`: nearest to its head, shoulders and hips."""
-        best, least = None, _SAME_PERSON * side
-        for number, landmarks in enumerate(found.pose_landmarks):
-            pose = np.array([[mark.x, mark.y] for mark in landmarks]) * side + corner
-            pairs = []
-            if motion.head is not None and motion.head.confidence[index] >= 0.5:
-                pairs.append((pose[[7, 8]].mean(axis=0), motion.head.center[index]))
-            if motion.body is not None:
-                for landmark, joint in _TRUNK:
-                    if motion.body.confidence[index, joint] >= 0.5:
-                        pairs.append((pose[landmark], motion.body.keypoints[index, joint]))
-            distance = np.mean([np.linalg.norm(own - drawn) for own, drawn in pairs]) if pairs else np.inf
-            if distance < least:
-                best, least = number, distance
-        return best
+def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    return np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BILINEAR))
+
+
+def _same_person(poses: _Poses, motion: MotionSequence, index: int) -> int | None:
+    """Which of the poses found is the person of `motion`: nearest to its head, shoulders and hips."""
+    best, least = None, _SAME_PERSON * poses.side
+    for number, person in enumerate(poses.people):
+        distance = _distance(person, motion, index)
+        if distance < least:
+            best, least = number, distance
+    return best
+
+
+def _is_drawn(person: Person, motion: MotionSequence, index: int) -> bool:
+    """Whether a pose is the drawn person's once more."""
+    return _distance(person, motion, index) < 0.25 * person.size
+
+
+def _distance(person: Person, motion: MotionSequence, index: int) -> float:
+    """Mean distance in pixels of a pose's head, shoulders and hips from the motion's; inf where it has none of them."""
+    pairs = []
+    if motion.head is not None and motion.head.confidence[index] >= 0.5:
+        pairs.append((person.keypoints[[7, 8]].mean(axis=0), motion.head.center[index]))
+    if motion.body is not None:
+        for landmark, joint in _TRUNK:
+            if motion.body.confidence[index, joint] >= 0.5:
+                pairs.append((person.keypoints[landmark], motion.body.keypoints[index, joint]))
+    return float(np.mean([np.linalg.norm(own - drawn) for own, drawn in pairs])) if pairs else np.inf
 
 
 def reached_points(motion: MotionSequence, index: int) -> tuple[np.ndarray, np.ndarray]:
