@@ -4,10 +4,11 @@
     python examples/benchmark/true_size.py measure --folder true-size
 
 `make` writes a `WanAnimatePipeline` repository with all names, shapes and shards of the 17.3 B model whose safetensors files
-are holes: 50 GB by their sizes, 0.5 GB on the disk (the VAE is real, with random weights). Reading a hole gives zeros,
-which costs what reading weights costs as soon as they are in the page cache. `measure` loads it in a process of its own for
-each way, and prints a row of the table in true_size.md: time, peak of resident memory above the imports' (pages of mapped
-files counted), size of the weights, and, with `--step`, the time of one step of 5 frames at 128x128.
+are holes: 50 GB by their sizes, 0.5 GB on the disk (the VAE is real, with random weights), and its transformer once more as the
+single files that people share: fp8 with scales, GGUF. Reading a hole gives zeros, which costs what reading weights costs as
+soon as they are in the page cache. `measure` loads it in a process of its own for each way, and prints a row of the table
+in true_size.md: time, peak of resident memory above the imports' (pages of mapped files counted), size of the weights, and,
+with `--step`, the time of one step of 5 frames at 128x128, the weights being in memory or in the page cache as far as they fit.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import torch
 
 
@@ -33,7 +35,65 @@ COMPONENTS = {
     "transformer": ["diffusers", "WanAnimateTransformer3DModel"],
     "vae": ["diffusers", "AutoencoderKLWan"],
 }
-WAYS = ("mapped", "own-dtypes", "int8")
+# What `MemoryPlan` is asked for; None for `from_pretrained` without a dtype.
+WAYS = {
+    "own-dtypes": None,
+    "mapped": {},
+    "int8": {"quantize": "int8"},
+    "fp8": {"quantize": "fp8"},
+    "fp8-file": {"transformer_file": "fp8_scaled.safetensors"},
+    "gguf-Q8_0": {"quantize": "gguf", "transformer_file": "Q8_0.gguf"},
+    "gguf-Q4_0": {"quantize": "gguf", "transformer_file": "Q4_0.gguf"},
+}
+
+
+def write_fp8_holes(model: torch.nn.Module, file: Path) -> None:
+    """A single file in fp8, a scale for each matrix, and no data."""
+    tensors = {}
+    for key, tensor in model.state_dict().items():
+        is_matrix = tensor.ndim == 2
+        tensors[key] = (
+            "F8_E4M3" if is_matrix else "BF16",
+            list(tensor.shape),
+            tensor.numel() * (1 if is_matrix else 2),
+        )
+        if is_matrix:
+            tensors[key.removesuffix("weight") + "scale_weight"] = ("F32", [], 4)
+    header, filled = {}, 0
+    for key, (dtype, shape, size) in tensors.items():
+        header[key] = {"dtype": dtype, "shape": shape, "data_offsets": [filled, filled + size]}
+        filled += size
+    write_header(header, file)
+
+
+def write_gguf_holes(model: torch.nn.Module, file: Path, kind: str) -> None:
+    """A GGUF file whose matrices are quantised, and no data."""
+    from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
+
+    writer = GGUFWriter(file, "wan")
+    total = 0
+    for key, tensor in model.state_dict().items():
+        dtype = GGMLQuantizationType[kind if tensor.ndim == 2 else "F32"]
+        block, size = GGML_QUANT_SIZES[dtype]
+        size = tensor.numel() // block * size
+        writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, dtype)
+        total += GGUFWriter.ggml_pad(size, writer.data_alignment)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_ti_data_to_file()
+    writer.close()
+    start = GGUFWriter.ggml_pad(file.stat().st_size, writer.data_alignment)
+    with file.open("r+b") as stream:
+        stream.truncate(start + total)
+
+
+def write_header(header: dict[str, dict], file: Path) -> None:
+    """A safetensors file of which only the header is written."""
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(struct.pack("<Q", len(text)) + text)
+        stream.truncate(8 + len(text) + max(entry["data_offsets"][1] for entry in header.values()))
 
 
 def write_holes(model: torch.nn.Module, folder: Path, name: str, dtype: torch.dtype) -> None:
@@ -63,11 +123,7 @@ def write_holes(model: torch.nn.Module, folder: Path, name: str, dtype: torch.dt
     for number, header in enumerate(shards, 1):
         part = "" if len(shards) == 1 else f"-{number:05d}-of-{len(shards):05d}"
         file = folder / f"{name}{part}.safetensors"
-        text = json.dumps(header).encode()
-        text += b" " * (-len(text) % 8)
-        with file.open("wb") as stream:
-            stream.write(struct.pack("<Q", len(text)) + text)
-            stream.truncate(8 + len(text) + max(entry["data_offsets"][1] for entry in header.values()))
+        write_header(header, file)
         weight_map |= dict.fromkeys(header, file.name)
     if len(shards) > 1:
         index = {"metadata": {}, "weight_map": weight_map}
@@ -97,6 +153,9 @@ def make(folder: Path) -> None:
         image_encoder = CLIPVisionModel(CLIPVisionConfig(**sizes, patch_size=14, projection_dim=1024))
     write_holes(transformer, folder / "transformer", "diffusion_pytorch_model", torch.bfloat16)
     transformer.save_config(folder / "transformer")
+    write_fp8_holes(transformer, folder / WAYS["fp8-file"]["transformer_file"])
+    for kind in ("Q8_0", "Q4_0"):
+        write_gguf_holes(transformer, folder / WAYS[f"gguf-{kind}"]["transformer_file"], kind)
     for model, name, dtype in (
         (text_encoder, "text_encoder", torch.bfloat16),
         (image_encoder, "image_encoder", torch.float32),
@@ -122,17 +181,14 @@ def resident(field: str) -> int:
 
 def load(folder: Path, way: str):
     """The pipeline by one of the ways."""
-    from diffusers import PipelineQuantizationConfig, TorchAoConfig
-
     from diffusers_dreamactor import DreamActorPipeline
+    from diffusers_dreamactor.memory.plans import MemoryPlan
 
-    arguments = {} if way == "own-dtypes" else {"dtype": torch.bfloat16}
-    if way == "int8":
-        from torchao.quantization import Int8WeightOnlyConfig
-
-        quantisation = PipelineQuantizationConfig(quant_mapping={"transformer": TorchAoConfig(Int8WeightOnlyConfig())})
-        arguments["quantization_config"] = quantisation
-    return DreamActorPipeline.from_pretrained(folder, **arguments)
+    options = WAYS[way]
+    if options is None:
+        return DreamActorPipeline.from_pretrained(folder)
+    options = {key: str(folder / value) if key == "transformer_file" else value for key, value in options.items()}
+    return MemoryPlan(str(folder), "cpu", torch.bfloat16, **options).load()
 
 
 @torch.no_grad()
@@ -167,7 +223,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("action", choices=("make", "measure"))
     parser.add_argument("--folder", type=Path, required=True)
-    parser.add_argument("--ways", nargs="+", choices=WAYS, default=["mapped"], help="a process each")
+    parser.add_argument("--ways", nargs="+", choices=list(WAYS), default=["mapped"], help="a process each")
     parser.add_argument("--step", action="store_true", help="also time one step")
     arguments = parser.parse_args()
     if arguments.action == "make":
