@@ -67,13 +67,15 @@ def write_fp8_holes(model: torch.nn.Module, file: Path) -> None:
 
 
 def write_gguf_holes(model: torch.nn.Module, file: Path, kind: str) -> None:
-    """A GGUF file whose matrices are quantised, and no data."""
+    """A GGUF file whose blocks' matrices are quantised, and no data."""
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType, GGUFWriter
 
     writer = GGUFWriter(file, "wan")
     total = 0
     for key, tensor in model.state_dict().items():
-        dtype = GGMLQuantizationType[kind if tensor.ndim == 2 else "F32"]
+        dtype = GGMLQuantizationType[
+            kind if tensor.ndim == 2 and key.startswith(("blocks.", "face_adapter.")) else "F32"
+        ]
         block, size = GGML_QUANT_SIZES[dtype]
         size = tensor.numel() // block * size
         writer.add_tensor_info(key, tensor.shape, np.dtype(np.float32), size, dtype)

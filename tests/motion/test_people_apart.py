@@ -45,7 +45,7 @@ def test_who_was_seen_alone_is_known_by_its_colours_where_another_stands_in_fron
     owners = Owners()
     apart = {0: standing(40), 1: standing(120)}
     picture, pixels = paint(apart, colours)
-    owners.learn(picture, apart, {number: mask.astype(np.float32) for number, mask in pixels.items()})
+    owners.learn(picture, {number: mask.astype(np.float32) for number, mask in pixels.items()})
 
     together = {0: standing(72), 1: standing(88)}
     picture, pixels = paint(together, colours)
@@ -62,7 +62,7 @@ def test_places_tell_people_apart_who_wear_the_same():
     owners = Owners()
     figures = {0: standing(66), 1: standing(96)}
     picture, pixels = paint(figures, colours)
-    owners.learn(picture, figures, {number: mask.astype(np.float32) for number, mask in pixels.items()})
+    owners.learn(picture, {number: mask.astype(np.float32) for number, mask in pixels.items()})
     odds = owners.odds(picture, figures, 0)
     assert (odds[:, :60][pixels[0][:, :60]] > 0).all()
     assert (odds[:, 105:][pixels[1][:, 105:]] < 0).all()

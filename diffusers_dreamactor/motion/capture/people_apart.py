@@ -17,11 +17,13 @@ _HEAD_SIZE = 0.42
 _BINS = 8
 # What is remembered of a person's colours from frame to frame.
 _MEMORY = 0.95
-# Pixels of a figure that are so far from everybody else's are surely its own, in units of the figure's scale.
-_SURELY = 0.3
+# So much nearer to a figure, in its scale, odds are e to one that a pixel is its own.
+_NEARER = 0.3
 # Most that colours, and that places may say, as logarithms of odds.
 _MOST_BY_COLOUR = 4.0
-_MOST_BY_PLACE = 8.0
+_MOST_BY_PLACE = 2.0
+# ... unless one is so much further away, in the figure's scale.
+_FAR = 0.8
 
 
 class Figure:
@@ -63,29 +65,41 @@ class Figure:
 
 
 class Owners:
-    """Tells people's pixels apart; learns what they wear where each is surely alone."""
+    """Tells people's pixels apart; learns what they wear while they stand apart."""
 
     def __init__(self):
         self._colours: dict[int, np.ndarray] = {}
 
-    def learn(self, picture: np.ndarray, figures: dict[int, Figure], masks: dict[int, np.ndarray]) -> None:
+    @property
+    def known(self) -> set[int]:
+        """The numbers of those whose clothes are known."""
+        return set(self._colours)
+
+    def learn(self, picture: np.ndarray, masks: dict[int, np.ndarray]) -> None:
         """
-        Takes the colours of pixels that are surely somebody's.
+        Takes what people wear, from a frame in which all stand apart.
 
         Args:
             picture (`(H, W, 3)` uint8).
-            figures (`dict[int, Figure]`): of everybody, by number.
-            masks (`dict[int, np.ndarray]`): `(H, W)` in [0, 1], of those who were cut out.
+            masks (`dict[int, np.ndarray]`): `(H, W)` in [0, 1], by number, of those who were cut out.
         """
         for number, mask in masks.items():
             sure = mask >= 0.8
-            for other, figure in figures.items():
-                if other != number:
-                    sure &= (figure.away > _SURELY) & (figure.away > figures[number].away + _SURELY)
             if sure.sum() >= 16:
                 counts = np.bincount(_bin(picture[sure]), minlength=_BINS**3) / sure.sum()
                 known = self._colours.get(number)
                 self._colours[number] = counts if known is None else _MEMORY * known + (1 - _MEMORY) * counts
+
+    def whose(self, picture: np.ndarray, mask: np.ndarray) -> int | None:
+        """
+        Who wears most what a mask `(H, W)` in [0, 1] of a picture `(H, W, 3)` shows; None where fewer than two people's
+        clothes are known.
+        """
+        sure = mask >= 0.8
+        if len(self._colours) < 2 or not sure.any():
+            return None
+        colours = _bin(picture[sure])
+        return max(self._colours, key=lambda each: np.log(_smooth(self._colours[each])[colours]).mean())
 
     def odds(self, picture: np.ndarray, figures: dict[int, Figure], own: int) -> np.ndarray:
         """
@@ -102,7 +116,8 @@ class Owners:
             if number == own:
                 continue
             away = np.nan_to_num(figure.away, posinf=1e3) - np.nan_to_num(figures[own].away, posinf=1e3)
-            odds = np.clip(away / _SURELY, -_MOST_BY_PLACE, _MOST_BY_PLACE)
+            odds = np.clip(away / _NEARER, -_MOST_BY_PLACE, _MOST_BY_PLACE)
+            odds += np.sign(away) * np.minimum(np.maximum(np.abs(away) - _FAR, 0) / _NEARER, _MOST_BY_COLOUR)
             if own in self._colours and number in self._colours:
                 ours, theirs = (_smooth(self._colours[each])[colours] for each in (own, number))
                 odds += np.clip(gaussian_filter(np.log(ours / theirs), 1.0), -_MOST_BY_COLOUR, _MOST_BY_COLOUR)

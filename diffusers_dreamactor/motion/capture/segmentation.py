@@ -10,7 +10,7 @@ from ..skeleton import BODY, JOINT_INDEX, MEDIAPIPE_POSE_MAPPING, NUM_JOINTS, ma
 from .download import POSE_MODEL
 from .landmarkers import NativeLogsOff, person_of, square_crop
 from .people_apart import Figure, Owners
-from .tracking import Person, PersonTracker, colour_histogram, near
+from .tracking import Person, PersonTracker, colour_histogram, near, overlap
 
 
 _MAX_PEOPLE = 3
@@ -25,7 +25,7 @@ _LOOK_AROUND_EVERY = 3
 _HELD_SECONDS = 2.0
 # What is so near to the bones is flesh, in lengths of the trunk; it is added where less than this share of it was found.
 _FLESH = 0.06
-_COVERED = 0.8
+_COVERED = 0.6
 # The person's number among others.
 _OWN = -1
 # Longer side in pixels of the picture in which people's pixels are told apart.
@@ -84,6 +84,9 @@ class PersonSegmenter:
         if len(drawn) == 0:
             return np.zeros(frame.shape[:2], dtype=np.float32)
         looks = [self._look(frame, drawn, motion, index)]
+        if motion.body is not None:
+            self._follow_joints(motion, index)
+            held = np.concatenate([held, self._joints[self._known(index) & (self._drawn_in < index)]])
         if len(held):
             # legs that another hides, or that are lost, are somewhere, too
             looks.append(self._look(frame, np.concatenate([drawn, held]), motion, index))
@@ -91,9 +94,22 @@ class PersonSegmenter:
         own = np.max(found, axis=0).clip(0, 1) if found else None
         if motion.body is None:
             return own
-        self._follow_joints(motion, index)
-        others = self._find_others(frame, drawn, motion, index)
-        return self._own_of_all(frame, index, own, others) if others else own
+        picture = self._small(frame)
+        others, again = self._find_others(frame, picture, drawn, motion, index)
+        if again is not None and own is None:
+            person, own = again
+            joints, visibility = map_joints(person.keypoints, person.visibility, MEDIAPIPE_POSE_MAPPING)
+            seen = (visibility > 0.5) & (self._drawn_in < index)
+            self._joints[seen], self._drawn_in[seen] = joints[seen], index
+        return self._own_of_all(frame, picture, index, own, others) if others else own
+
+    @staticmethod
+    def _small(frame: np.ndarray) -> np.ndarray:
+        """The picture in which colours and places are judged."""
+        height, width = frame.shape[:2]
+        step = max(1, max(height, width) / _JUDGED_PIXELS)
+        size = max(1, round(width / step)), max(1, round(height / step))
+        return np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
 
     def _follow_joints(self, motion: MotionSequence, index: int) -> None:
         """Where the person's joints are; those that are not drawn in this frame move along with those that are."""
@@ -103,6 +119,10 @@ class PersonSegmenter:
             self._joints += (keypoints[both] - self._joints[both]).mean(axis=0)
         self._joints[seen], self._drawn_in[seen] = keypoints[seen], index
 
+    def _known(self, index: int) -> np.ndarray:
+        """Joints `(62,)` bool that are drawn, or were a moment ago: what is not surely the person's is not drawn near others."""
+        return index - self._drawn_in <= self._others.max_gap
+
     def _look(self, frame: np.ndarray, points: np.ndarray, motion: MotionSequence, index: int) -> np.ndarray | None:
         """The person's mask in a square around points, or None."""
         low, high = points.min(axis=0), points.max(axis=0)
@@ -111,19 +131,29 @@ class PersonSegmenter:
         return None if best is None else seen.mask(best)
 
     def _find_others(
-        self, frame: np.ndarray, drawn: np.ndarray, motion: MotionSequence, index: int
-    ) -> dict[int, tuple[Person, np.ndarray | None]]:
-        """Everybody else within reach, by number, and their masks where they are found."""
+        self, frame: np.ndarray, picture: np.ndarray, drawn: np.ndarray, motion: MotionSequence, index: int
+    ) -> tuple[dict[int, tuple[Person, np.ndarray | None]], tuple[Person, np.ndarray] | None]:
+        """
+        Everybody else within reach, by number, and their masks where they are found; and who was taken for somebody else by
+        its place, but wears what the person wears.
+        """
+        size = picture.shape[1::-1]
         somebody = any(index - track.last_frame <= self._others.max_gap for track in self._others.tracks)
         if not somebody and index % _LOOK_AROUND_EVERY:
-            return {}
+            return {}, None
         low, high = drawn.min(axis=0), drawn.max(axis=0)
         around = self._poses(frame, (low + high) / 2, _AROUND * (high - low).max())
         own = _same_person(around, motion, index)
-        people = [person for number, person in enumerate(around.people) if number != own]
-        people = [person for person in people if not _is_drawn(person, motion, index)]
-        for person in people:
+        people, again = [], None
+        for number, person in enumerate(around.people):
+            if number == own or _is_drawn(person, motion, index):
+                continue
+            mask = around.mask(number)
+            if self._owners.whose(picture, _resized(mask, size)) == _OWN:
+                again = person, mask
+                continue
             person.appearance = colour_histogram(frame, person)
+            people.append(person)
         self._others.update(index, people)
         others = {}
         for track in self._others.tracks:
@@ -135,17 +165,23 @@ class PersonSegmenter:
             theirs = [
                 (person.distance(each), number)
                 for number, each in enumerate(closer.people)
-                if number != _same_person(closer, motion, index) and person.distance(each) < _SAME_OTHER
+                if number != _same_person(closer, motion, index)
+                and person.distance(each) < _SAME_OTHER
+                and self._owners.whose(picture, _resized(closer.mask(number), size)) in (None, track.id)
             ]
             if theirs and track.last_frame < index:
                 # behind somebody, yet seen when looked for
                 track.detections[index] = person = closer.people[min(theirs)[1]]
+            if not theirs and track.id not in self._owners.known:
+                # a pose of two people's limbs is nobody
+                continue
             others[track.id] = person, closer.mask(min(theirs)[1]) if theirs else None
-        return others
+        return others, again
 
     def _own_of_all(
         self,
         frame: np.ndarray,
+        picture: np.ndarray,
         index: int,
         own: np.ndarray | None,
         others: dict[int, tuple[Person, np.ndarray | None]],
@@ -154,8 +190,7 @@ class PersonSegmenter:
         masks = {number: mask for number, (_, mask) in others.items() if mask is not None}
         if own is not None:
             masks[_OWN] = own
-        # What is not surely the person's is not drawn where people touch; it still is where it was a moment ago.
-        known = index - self._drawn_in <= self._others.max_gap
+        known = self._known(index)
         skeletons = {_OWN: (self._joints, known)}
         for number, (person, _) in others.items():
             joints, visibility = map_joints(person.keypoints, person.visibility, MEDIAPIPE_POSE_MAPPING)
@@ -165,19 +200,18 @@ class PersonSegmenter:
             low, high = self._joints[known].min(axis=0), self._joints[known].max(axis=0)
             there = self._poses(frame, (low + high) / 2, 1.4 * (high - low).max())
             everybody += [there.mask(number, alone=False) for number in range(len(there.people))]
-        # Colours and places are judged in a small picture.
         height, width = frame.shape[:2]
-        step = max(1, max(height, width) / _JUDGED_PIXELS)
-        size = max(1, round(width / step)), max(1, round(height / step))
+        size = picture.shape[1::-1]
         scale = np.array(size) / [width, height]
-        picture = np.asarray(Image.fromarray(frame).resize(size, Image.Resampling.BOX))
         figures = {each: Figure(joints * scale, seen, size[1], size[0]) for each, (joints, seen) in skeletons.items()}
         small = {each: _resized(mask, size) for each, mask in masks.items()}
-        self._owners.learn(picture, figures, small)
+        boxes = {_OWN: _box(self._joints[known]), **{number: person.box for number, (person, _) in others.items()}}
+        if own is not None and not any(overlap(boxes[_OWN], boxes[number]) for number in others):
+            self._owners.learn(picture, small)
         odds = self._owners.odds(picture, figures, _OWN)
         union = np.max(everybody, axis=0, initial=0)
         flesh = (figures[_OWN].away < _FLESH) & (odds > 0)
-        if (_resized(union, size)[flesh] >= 0.5).mean() < _COVERED if flesh.any() else False:
+        if flesh.any() and (_resized(union, size)[flesh] >= 0.5).mean() < _COVERED:
             union = np.maximum(union, _resized(flesh.astype(np.float32), (width, height)))
         return np.where(_resized(odds.astype(np.float32), (width, height)) > 0, union, 0).clip(0, 1)
 
@@ -219,6 +253,10 @@ class _Poses:
         if right > left and bottom > top:
             mask[top:bottom, left:right] = soft[top - y0 : bottom - y0, left - x0 : right - x0]
         return mask
+
+
+def _box(points: np.ndarray) -> np.ndarray:
+    return np.concatenate([points.min(axis=0), points.max(axis=0)])
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
