@@ -1,8 +1,9 @@
 """A Hugging Face Space: a picture and a driver in, the guidance to look at, then the film."""
 
-import functools
+import contextlib
 import os
 import urllib.parse
+from pathlib import Path
 
 import gradio as gr
 from studio import DRIVERS, PARTS, Request, Sampling, Studio, Visit, VisitorError
@@ -39,8 +40,10 @@ visits: dict[str, Visit] = {}
 
 
 def visit_of(request: gr.Request) -> Visit:
-    """The visitor's folder and stop; it ends with the visit."""
-    return visits.setdefault(request.session_hash, Visit())
+    """The visitor's folder; it ends with the visit."""
+    if request.session_hash not in visits:
+        visits[request.session_hash] = Visit()
+    return visits[request.session_hash]
 
 
 def end_visit(request: gr.Request) -> None:
@@ -50,20 +53,16 @@ def end_visit(request: gr.Request) -> None:
         visit.close()
 
 
-def told(function):
+@contextlib.contextmanager
+def told():
     """What a visitor cannot have becomes a sentence on the page."""
-
-    @functools.wraps(function)
-    def wrapped(*arguments, **named):
-        try:
-            return function(*arguments, **named)
-        except VisitorError as error:
-            raise gr.Error(str(error), title="This does not work", print_exception=False) from error
-
-    return wrapped
+    try:
+        yield
+    except VisitorError as error:
+        raise gr.Error(str(error), title="This does not work", print_exception=False) from error
 
 
-@told
+@told()
 def show_picture(picture, point):
     """The picture as it is cut, and a notice."""
     if picture is None:
@@ -74,7 +73,7 @@ def show_picture(picture, point):
     return (picture, point, reference), shown.resize((shown.width * small, shown.height * small)), notice
 
 
-@told
+@told()
 def show_first_frame(video):
     """The driver's first frame, to choose in."""
     return studio.first_frame(video), None, ""
@@ -93,14 +92,15 @@ def prepare(wanted: Request, known):
     return studio.prepare(wanted)
 
 
-@told
+@told()
 def look(visitor: gr.Request, progress=gr.Progress(), known=None, *fields):  # noqa: B008
     """Prepares and shows the guidance."""
-    wanted = Request(*fields)
+    # a visit that ends while this captures gets no new folder
+    wanted, visit = Request(*fields), visit_of(visitor)
     progress(0.1, desc="Capturing")
     inputs = prepare(wanted, known)
     progress(0.6, desc="Drawing")
-    preview = studio.look(inputs, visit_of(visitor))
+    preview = studio.look(inputs, visit)
     note = f"{len(inputs)} frames at {inputs.fps:g} frames/s, {inputs.width}x{inputs.height}."
     return (wanted, inputs), str(preview), note
 
@@ -111,9 +111,15 @@ def estimate(inputs, sampling: Sampling, *_) -> int:
 
 
 @gpu(duration=estimate)
-def draw(inputs, sampling: Sampling, visit: Visit, ticket: int, tell):
-    """Generates segment by segment."""
-    yield from studio.animate(inputs, sampling, visit, ticket, tell)
+def draw(inputs, sampling: Sampling, visit: Visit, ticket: Path, progress: gr.Progress):
+    """
+    Generates segment by segment. On shared GPUs another process does it, which is given copies of the arguments, and from
+    which only Gradio's own errors come back.
+    """
+    with told():
+        yield from studio.animate(
+            inputs, sampling, visit, ticket, lambda share, sentence: progress(share, desc=sentence)
+        )
 
 
 def ask(visitor: gr.Request):
@@ -123,26 +129,20 @@ def ask(visitor: gr.Request):
     return visit.ask(), "Waiting."
 
 
-def perform(visitor: gr.Request, progress=gr.Progress(), ticket=0, prepared=None, known=None, *fields):  # noqa: B008
+def perform(visitor: gr.Request, progress=gr.Progress(), ticket=None, prepared=None, known=None, *fields):  # noqa: B008
     """Prepares what was not looked at, and generates; yields the newest segment, the films and a note."""
     sampling, wanted, visit = Sampling(*fields[:5]), Request(*fields[5:]), visit_of(visitor)
-    try:
-        if ticket <= visit.cancelled:
+    with told():
+        if not ticket.exists():
             yield prepared, None, None, None, "Cancelled."
             return
         if prepared is None or prepared[0] != wanted:
             progress(0.0, desc="Capturing")
             prepared = (wanted, prepare(wanted, known))
         yield prepared, None, None, None, "Drawing."
-
-        def tell(share: float, sentence: str) -> None:
-            progress(share, desc=sentence)
-
-        for film in draw(prepared[1], sampling, visit, ticket, tell):
+        for film in draw(prepared[1], sampling, visit, ticket, progress):
             paths = [None if path is None else str(path) for path in (film.newest, film.film, film.side_by_side)]
             yield prepared, *paths, film.note
-    except VisitorError as error:
-        raise gr.Error(str(error), title="This does not work", print_exception=False) from error
 
 
 def take_example(event: gr.SelectData):

@@ -1,5 +1,6 @@
 """What the Space does, without its page: inputs of a visitor to a prepared performance, and that to films."""
 
+import contextlib
 import logging
 import os
 import re
@@ -109,32 +110,31 @@ class Film:
 @dataclass
 class Visit:
     """
-    A visitor's folder and the performances that were asked for, each with a ticket, the first 1. Whoever waits or runs when the
-    visitor cancels, or leaves, ends.
+    A visitor's folder. Each performance that was asked for has a ticket in it, a file, so that a process on a shared GPU sees,
+    too, when it is void: once the visitor cancels, or leaves.
     """
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dreamactor-")))
-    count: int = 0
-    tickets: int = 0
-    cancelled: float = 0
 
-    def ask(self) -> int:
+    def ask(self) -> Path:
         """A ticket for another performance."""
-        self.tickets += 1
-        return self.tickets
+        ticket = self.path("ticket")
+        ticket.touch()
+        return ticket
 
     def cancel(self) -> None:
-        """Ends everything that was asked for until now."""
-        self.cancelled = self.tickets
+        """Voids the tickets of everything that was asked for until now."""
+        for ticket in self.folder.glob("*/ticket"):
+            ticket.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         """A new path in the folder."""
-        self.count += 1
-        self.folder.mkdir(exist_ok=True)
-        return self.folder / f"{self.count}-{name}"
+        if not self.folder.is_dir():
+            raise VisitorError("This visit has ended.")
+        return Path(tempfile.mkdtemp(dir=self.folder)) / name
 
     def close(self) -> None:
-        self.cancelled = float("inf")
+        """Voids all tickets and removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -293,7 +293,7 @@ class Studio:
         inputs: AnimationInputs,
         sampling: Sampling,
         visit: Visit,
-        ticket: int,
+        ticket: Path,
         tell: Callable[[float, str], None],
     ) -> Iterator[Film]:
         """
@@ -302,7 +302,7 @@ class Studio:
         Args:
             inputs ([`AnimationInputs`]): what `prepare` made.
             sampling (`Sampling`): how.
-            visit (`Visit`), ticket (`int`): whose folder the films go to; once the ticket is cancelled, this ends after its
+            visit (`Visit`), ticket (`Path`): whose folder the films go to; once the ticket is void, this ends after its
                 step.
             tell: is told the share that is done and a sentence, step by step.
         """
@@ -314,7 +314,7 @@ class Studio:
         how = self.recipe or {"num_inference_steps": steps, "guidance_scale": sampling.guidance_scale}
 
         def after_step(pipe, step: int, timestep, state: dict) -> dict:
-            if ticket <= visit.cancelled:
+            if not ticket.exists():
                 pipe._interrupt = True
             done = (made["segments"] + (step + 1) / steps) / num_segments
             left = (time.monotonic() - started) * (1 - done) / max(done, 1e-6)
@@ -322,40 +322,44 @@ class Studio:
             tell(min(done, 1.0), f"segment {segment} of {num_segments}, about {max(left, 0):.0f} s left")
             return state
 
-        film, beside = visit.path("film.mp4"), visit.path("side-by-side.mp4")
-        sides = _left_sides(inputs)
-        with visitor_errors():
-            segments = self.pipe.stream(
-                inputs,
-                **how,
-                face_scale=sampling.face_scale,
-                pose_scale=sampling.pose_scale,
-                generator=torch.Generator().manual_seed(int(sampling.seed)),
-                callback_on_step_end=after_step,
-            )
-            try:
-                with (
-                    VideoWriter(film, fps=inputs.fps, audio=inputs.sound) as writer,
-                    VideoWriter(beside, fps=inputs.fps, audio=inputs.sound) as both,
-                ):
-                    for segment in segments:
-                        if ticket <= visit.cancelled:
-                            raise Stopped
-                        frames = segment.frames[0]
-                        for frame in frames:
-                            writer.write(frame)
-                            both.write(_beside(next(sides), frame))
-                        made["segments"] += 1
-                        made["frames"] += len(frames)
-                        newest = visit.path("newest.webp")
-                        _save_moving(frames, inputs.fps, newest)
-                        note = f"{made['frames']} of {total} frames are ready."
-                        yield Film(made["frames"] / total, note, newest)
-            except Stopped:
-                yield Film(0.0, "Cancelled.")
-                return
-            finally:
-                segments.close()
+        try:
+            if not ticket.exists():
+                raise Stopped
+            film, beside = visit.path("film.mp4"), visit.path("side-by-side.mp4")
+            sides = _left_sides(inputs)
+            generator = torch.Generator().manual_seed(int(sampling.seed))
+            writing = {"fps": inputs.fps, "audio": inputs.sound, "provenance": self.pipe.provenance(generator)}
+            with visitor_errors():
+                segments = self.pipe.stream(
+                    inputs,
+                    **how,
+                    face_scale=sampling.face_scale,
+                    pose_scale=sampling.pose_scale,
+                    generator=generator,
+                    callback_on_step_end=after_step,
+                )
+            with (
+                visitor_errors(),
+                contextlib.closing(segments),
+                VideoWriter(film, **writing) as writer,
+                VideoWriter(beside, **writing) as both,
+            ):
+                for segment in segments:
+                    if not ticket.exists():
+                        raise Stopped
+                    frames = segment.frames[0]
+                    for frame in frames:
+                        writer.write(frame)
+                        both.write(_beside(next(sides), frame))
+                    made["segments"] += 1
+                    made["frames"] += len(frames)
+                    newest = visit.path("newest.webp")
+                    _save_moving(frames, inputs.fps, newest)
+                    note = f"{made['frames']} of {total} frames are ready."
+                    yield Film(made["frames"] / total, note, newest)
+        except Stopped:
+            yield Film(0.0, "Cancelled.")
+            return
         seconds = time.monotonic() - started
         yield Film(1.0, f"{total} frames in {seconds:.0f} s.", newest, film, beside)
 

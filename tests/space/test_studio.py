@@ -93,7 +93,7 @@ def test_a_visitor_who_leaves_ends_the_drawing(studio, made):
 
     films = list(made.animate(inputs, studio.Sampling(20, 1.0), visit, visit.ask(), leave))
     assert films[-1].note == "Cancelled." and len(steps) <= 2 and films[-1].film is None
-    assert not list(visit.folder.glob("*.mp4"))
+    assert not list(visit.folder.rglob("*.mp4"))
     visit.close()
 
 
