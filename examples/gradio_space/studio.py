@@ -44,6 +44,8 @@ SOUND_RATE = 48_000
 PLANNED = {"height": 480, "width": 832, "num_frames": 77}
 # A Space on shared GPUs has none until it is called; then it has one of this many GiB to itself.
 SHARED_GPU = 60
+# Pixels; smaller pictures are enlarged to be looked at.
+SHOWN = 256
 PARTS = ("face", "head", "body")
 DRIVERS = ("Bundled motion", "Video", "Speech")
 # A sentence of the library names its arguments; a visitor knows the page's fields.
@@ -56,7 +58,7 @@ FIELDS = {
     "reference_person": "the person chosen in the picture",
     "drive": "the driven parts",
     "num_frames": "the length",
-    "num_inference_steps": "the steps",
+    "num_inference_steps": "the number of steps",
     "guidance_scale": "the guidance scale",
     "face_scale": "the strength of the face",
     "pose_scale": "the strength of the pose",
@@ -354,7 +356,7 @@ class Studio:
                     made["segments"] += 1
                     made["frames"] += len(frames)
                     newest = visit.path("newest.webp")
-                    _save_moving(frames, inputs.fps, newest)
+                    _save_moving([_enlarge(frame, max(SHOWN, frame.height)) for frame in frames], inputs.fps, newest)
                     note = f"{made['frames']} of {total} frames are ready."
                     yield Film(made["frames"] / total, note, newest)
         except Stopped:
@@ -407,13 +409,16 @@ def _left_sides(inputs: AnimationInputs) -> Iterator[Image.Image]:
         yield Image.fromarray(frame)
 
 
+def _enlarge(picture: Image.Image, height: int) -> Image.Image:
+    """A picture of that height, and of an even width."""
+    width = 2 * round(picture.width * height / picture.height / 2)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of one height, at least 256 pixels."""
-    height = max(256, right.height)
-    pictures = [
-        picture.resize((2 * round(picture.width * height / picture.height / 2), height), Image.Resampling.BICUBIC)
-        for picture in (left, right)
-    ]
+    """Two pictures of one height."""
+    pictures = [_enlarge(picture, max(SHOWN, right.height)) for picture in (left, right)]
+    height = pictures[0].height
     both = Image.new("RGB", (pictures[0].width + pictures[1].width, height))
     both.paste(pictures[0])
     both.paste(pictures[1], (pictures[0].width, 0))

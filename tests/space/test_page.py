@@ -31,10 +31,8 @@ def app():
     sys.path.insert(0, str(SPACE))
     import app
 
-    page = app.build_page().queue(max_size=24)
-    _, app.address, _ = page.launch(
-        prevent_thread_lock=True, quiet=True, max_file_size="200mb", server_name="127.0.0.1", footer_links=[]
-    )
+    page = app.build_page()
+    _, app.address, _ = app.launch(page, prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
     yield app
     page.close()
     sys.path.remove(str(SPACE))

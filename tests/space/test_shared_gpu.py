@@ -91,7 +91,7 @@ def test_another_process_draws_for_as_long_as_was_asked_for(tmp_path):
     assert found["notes"][0] == "9 of 9 frames are ready." and found["notes"][1].startswith("9 frames in")
     assert found["size"] > 1000
     assert found["cancelled"][0] != "Cancelled." and found["cancelled"][1:] == ["Cancelled."]
-    assert found["refused"] == "The steps is 0, but has to be a whole number of at least 1."
+    assert found["refused"] == "The number of steps is 0, but has to be a positive whole number."
     # what is asked for grows with the frames, the steps and the passes
     assert Scheduler.granted == found["asked"]
     assert found["asked"][1] > found["asked"][0] > 20
