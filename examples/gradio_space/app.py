@@ -238,8 +238,6 @@ def build_page() -> gr.Blocks:
                     height=300,
                     elem_id="picture",
                 )
-                # any file comes through as it is: the library reads more formats, and says what is wrong with one
-                picture.preprocess = lambda payload: None if payload is None else payload.path
                 chosen = gr.Markdown()
                 crop = gr.Image(
                     label="What is animated", interactive=False, height=200, elem_id="crop", buttons=[], visible=False
@@ -248,12 +246,12 @@ def build_page() -> gr.Blocks:
             with gr.Column(min_width=300):
                 driver = gr.Radio(list(DRIVERS), value=DRIVERS[0], label="Driver", elem_id="driver")
                 motion = gr.Dropdown(list(studio.motions), value="talk", label="Bundled motion")
-                with gr.Group(visible=False) as video_fields:
+                with gr.Column(visible=False) as video_fields:
                     video = gr.Video(
                         label="Driving video",
                         sources=["upload", "webcam"],
                         include_audio=True,
-                        height=240,
+                        height=300,
                         elem_id="video",
                     )
                     first_frame = gr.Image(
@@ -291,7 +289,7 @@ def build_page() -> gr.Blocks:
                         label="Another video for the face",
                         sources=["upload", "webcam"],
                         include_audio=False,
-                        height=180,
+                        height=300,
                         elem_id="face-video",
                     )
                     face_scale = gr.Slider(0.0, 2.0, value=1.0, step=0.1, label="Strength of the face")
@@ -341,6 +339,9 @@ def build_page() -> gr.Blocks:
                     label="Beside its driver", height=260, elem_id="side-by-side", visible=False, **shown
                 )
 
+        # any file comes through as it is: the library reads more formats, needs no `ffmpeg`, and says what is wrong with one
+        for given in (picture, video, face_video, speech):
+            given.preprocess = lambda payload: None if payload is None else payload.path
         request = [picture, driver, motion, video, speech, face_video, point, person, parts, seconds, consent, replace]
         settings = {
             "driver": driver,
@@ -378,9 +379,11 @@ def build_page() -> gr.Blocks:
         everything = [ticket, inputs, reference, *sampling, *request]
         drawing |= {"show_progress_on": film}
         asked = animate_button.click(ask, None, [ticket, note], js=SCROLL, **at_once)
-        asked.then(perform, everything, results, **drawing)
         taken = gallery.select(take_example, None, [picture, driver, motion, speech], **at_once)
-        taken.then(ask, None, [ticket, note], js=SCROLL, **at_once).then(perform, everything, results, **drawing)
+        for waiting in (asked, taken.then(ask, None, [ticket, note], js=SCROLL, **at_once)):
+            performed = waiting.then(perform, everything, results, **drawing)
+            # what was complained of is not waited for
+            performed.failure(lambda: "", None, note, **at_once)
         cancel_button.click(cancel, None, note, queue=False, cancels=[looking])
         share.click(
             lambda *values: link_to(list(settings), list(values)), list(settings.values()), link, **at_once

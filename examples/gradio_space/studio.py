@@ -207,7 +207,7 @@ class Studio:
         """Raises `VisitorError` for a file that is missing or too large."""
         if path is None:
             raise VisitorError(f"Please give {what} first.")
-        if os.path.getsize(path) > self.most_megabytes * 1e6:
+        if os.path.getsize(path) > self.most_megabytes * 2**20:
             raise VisitorError(f"{what[0].upper()}{what[1:]} is larger than {self.most_megabytes} MB.")
 
     def reference(self, picture: str | None, person: tuple[float, float] | None) -> tuple[Reference, str]:
