@@ -1,5 +1,6 @@
 """The Space's page, end to end in headless Chromium."""
 
+import base64
 import shutil
 import sys
 from pathlib import Path
@@ -199,8 +200,15 @@ def test_a_picture_of_one_s_own(visitor, media, tmp_path):
     note = visitor.wait_for_note("frames/s")
     frames = visitor.animate(tmp_path / "film.mp4")
     assert note.startswith(f"{len(frames)} frames at") and looked_at.count() == 1
-    # another picture is another performance: what was looked at is gone
-    visitor.give("#picture", bundled_avatars()["dan"])
+    # another picture, pasted, is another performance: what was looked at is gone
+    visitor.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """async (png) => navigator.clipboard.write([
+            new ClipboardItem({"image/png": (await fetch("data:image/png;base64," + png)).blob()})
+        ])""",
+        base64.b64encode(bundled_avatars()["dan"].read_bytes()).decode(),
+    )
+    page.locator("#picture button[aria-label='Paste from clipboard']").click()
     looked_at.wait_for(state="detached")
     page.locator("#notice").filter(has_text="knows only").wait_for(state="detached")
 
