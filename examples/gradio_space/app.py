@@ -309,6 +309,12 @@ def build_page() -> gr.Blocks:
                     seed = gr.Number(0, precision=0, label="Seed", minimum=0, maximum=2**32 - 1)
                     share = gr.Button("Link to these settings", size="sm")
                     link = gr.Textbox(label="Address", buttons=["copy"], elem_id="link")
+            with gr.Column(min_width=300):
+                with gr.Row():
+                    look_button = gr.Button("Preview", min_width=80, elem_id="look")
+                    animate_button = gr.Button("Animate", variant="primary", min_width=80, elem_id="animate")
+                    cancel_button = gr.Button("Cancel", variant="stop", min_width=80, elem_id="cancel")
+                note = gr.Markdown(elem_id="note")
                 preview = gr.Video(
                     label="Guidance: driver, skeleton, head, face",
                     interactive=False,
@@ -319,12 +325,6 @@ def build_page() -> gr.Blocks:
                     buttons=["download"],
                     visible=False,
                 )
-            with gr.Column(min_width=300):
-                with gr.Row():
-                    look_button = gr.Button("Preview", min_width=80, elem_id="look")
-                    animate_button = gr.Button("Animate", variant="primary", min_width=80, elem_id="animate")
-                    cancel_button = gr.Button("Cancel", variant="stop", min_width=80, elem_id="cancel")
-                note = gr.Markdown(elem_id="note")
                 newest = gr.Image(
                     label="Newest segment",
                     interactive=False,
