@@ -40,7 +40,8 @@ CSS = """
 """
 # on a phone the film is far below what asks for it
 SCROLL = """() => {
-    document.querySelector("#film").scrollIntoView({behavior: "smooth", block: "nearest"});
+    const film = document.querySelector("#film"), box = film.getBoundingClientRect();
+    if (box.top < 0 || box.bottom > innerHeight) film.scrollIntoView({block: "center"});
     return [];
 }"""
 
@@ -384,6 +385,8 @@ def build_page() -> gr.Blocks:
             performed = waiting.then(perform, everything, results, **drawing)
             # what was complained of is not waited for
             performed.failure(lambda: "", None, note, **at_once)
+            # what came above it meanwhile has moved it
+            performed.success(None, js=SCROLL)
         cancel_button.click(cancel, None, note, queue=False, cancels=[looking])
         share.click(
             lambda *values: link_to(list(settings), list(values)), list(settings.values()), link, **at_once

@@ -1,6 +1,7 @@
 """The Space's page, end to end in headless Chromium."""
 
 import base64
+import re
 import shutil
 import sys
 from pathlib import Path
@@ -75,11 +76,10 @@ class Visitor:
         self.open(address)
 
     def open(self, address: str) -> None:
-        self.page.goto(address)
+        # the page is served before it listens; then it reads the settings in its address
+        with self.page.expect_response("**/gradio_api/run/predict*"):
+            self.page.goto(address)
         self.page.locator("#gallery img").first.wait_for()
-        # the page is served before it listens
-        self.page.locator("#driver input").first.wait_for()
-        self.page.wait_for_timeout(1000)
 
     def forgive(self, *words: str) -> None:
         """What the browser itself says of a request that was refused or broken off is no error of the page."""
@@ -390,30 +390,30 @@ def test_cancel_and_again(visitor):
 
 def test_a_link_to_the_settings(visitor, app):
     page = visitor.page
-    page.get_by_text("Settings", exact=True).first.click()
-    page.get_by_label("Seed").fill("77")
-    page.get_by_label("Seed").press("Enter")
+    visitor.open_settings()
+    visitor.set("Seed", 77)
     page.wait_for_timeout(500)
     page.get_by_role("button", name="Link to these settings").click()
     link = page.locator("#link textarea, #link input").first
-    for _ in range(100):
-        if "seed=77" in link.input_value():
-            break
-        page.wait_for_timeout(100)
+    playwright.expect(link).to_have_value(re.compile("seed=77"), timeout=PATIENCE)
     address = link.input_value()
     assert address.startswith(app.address) and "seed=77" in address
     visitor.open(address.replace("motion=talk", "motion=dance") + "&steps=nonsense")
     page.get_by_text("Settings", exact=True).first.click()
-    assert page.get_by_label("Seed").input_value() == "77"
-    assert page.get_by_role("combobox", name="Bundled motion").input_value() == "dance"
+    playwright.expect(page.get_by_label("Seed")).to_have_value("77", timeout=PATIENCE)
+    playwright.expect(page.get_by_role("combobox", name="Bundled motion")).to_have_value("dance", timeout=PATIENCE)
 
 
 def test_two_visitors_at_once(visitor, app, browser):
     other = Visitor(browser, app.address)
-    visitor.page.locator("#gallery button img").nth(0).click()
-    other.page.locator("#gallery button img").nth(1).click()
+    visitor.page.locator("#gallery button img").nth(1).click()
+    visitor.wait_for_note("Drawing")
+    # one waits for the other
+    other.page.locator("#gallery button img").nth(3).click()
+    other.wait_for_note("Waiting")
+    other.page.locator("#film").filter(has_text="queue").wait_for()
     notes = visitor.wait_for_note("frames in"), other.wait_for_note("frames in")
-    assert notes[1].startswith("48 frames")
+    assert notes[0].startswith("48 frames") and notes[1].startswith("48 frames")
     assert visitor.film() != other.film()
     other.context.close()
     assert other.errors == []
@@ -423,7 +423,12 @@ def test_a_phone(app, browser):
     visitor = Visitor(browser, app.address, viewport={"width": 390, "height": 844}, is_mobile=True)
     width = visitor.page.evaluate("document.documentElement.scrollWidth")
     assert width <= 390
-    visitor.page.locator("#gallery button img").first.click()
+    visitor.page.locator("#gallery button img").nth(1).click()
     visitor.wait_for_note("frames in")
+    # what was made is in view, though it was asked for far above
+    visitor.page.wait_for_function(
+        "(box => box.top >= 0 && box.bottom <= 844)(document.querySelector('#film').getBoundingClientRect())"
+    )
+    assert visitor.page.evaluate("document.documentElement.scrollWidth") <= 390
     visitor.context.close()
     assert visitor.errors == []
