@@ -1,8 +1,9 @@
 """A Hugging Face Space: a picture and a driver in, the guidance to look at, then the film."""
 
-import functools
+import contextlib
 import os
 import urllib.parse
+from pathlib import Path
 
 import gradio as gr
 from studio import DRIVERS, PARTS, Request, Sampling, Studio, Visit, VisitorError
@@ -30,7 +31,19 @@ GALLERY = {
 }
 CONSENT = "I may use this picture and this driver, and I will say that the film is made by AI."
 HEAD = """# DreamActor
-A person from a picture performs what a video, a motion or a voice performs. Click on an example, or bring your own."""
+A person from a picture performs what a video, a motion or a voice performs. **Click on an example**, or bring your own."""
+
+# The gallery is as high as its examples; on a phone three stand in a row.
+CSS = """
+#gallery .grid-wrap { min-height: 0 !important; height: auto !important; max-height: none !important; }
+@media (max-width: 640px) { #gallery .grid-container { grid-template-columns: repeat(3, 1fr) !important; } }
+"""
+# on a phone the film is far below what asks for it
+SCROLL = """() => {
+    const film = document.querySelector("#film"), box = film.getBoundingClientRect();
+    if (box.top < 0 || box.bottom > innerHeight) film.scrollIntoView({block: "center"});
+    return [];
+}"""
 
 studio = Studio(os.environ.get("DREAMACTOR_MODEL"), os.environ.get("DREAMACTOR_FAST_LORA"))
 # the bundled avatars and speech may be shown
@@ -39,8 +52,10 @@ visits: dict[str, Visit] = {}
 
 
 def visit_of(request: gr.Request) -> Visit:
-    """The visitor's folder and stop; it ends with the visit."""
-    return visits.setdefault(request.session_hash, Visit())
+    """The visitor's folder; it ends with the visit."""
+    if request.session_hash not in visits:
+        visits[request.session_hash] = Visit()
+    return visits[request.session_hash]
 
 
 def end_visit(request: gr.Request) -> None:
@@ -50,34 +65,35 @@ def end_visit(request: gr.Request) -> None:
         visit.close()
 
 
-def told(function):
+@contextlib.contextmanager
+def told():
     """What a visitor cannot have becomes a sentence on the page."""
-
-    @functools.wraps(function)
-    def wrapped(*arguments, **named):
-        try:
-            return function(*arguments, **named)
-        except VisitorError as error:
-            raise gr.Error(str(error), title="This does not work", print_exception=False) from error
-
-    return wrapped
+    try:
+        yield
+    except VisitorError as error:
+        raise gr.Error(str(error), title="This does not work", print_exception=False) from error
 
 
-@told
+def show(value) -> dict:
+    """A field that is there when there is something in it."""
+    return gr.update(value=value, visible=value is not None)
+
+
+@told()
 def show_picture(picture, point):
     """The picture as it is cut, and a notice."""
     if picture is None:
-        return None, None, ""
+        return None, show(None), ""
     reference, notice = studio.reference(picture, point)
     shown = reference.image
     small = max(1, 256 // shown.height)
-    return (picture, point, reference), shown.resize((shown.width * small, shown.height * small)), notice
+    return (picture, point, reference), show(shown.resize((shown.width * small, shown.height * small))), notice
 
 
-@told
+@told()
 def show_first_frame(video):
     """The driver's first frame, to choose in."""
-    return studio.first_frame(video), None, ""
+    return show(studio.first_frame(video)), None, ""
 
 
 def choose(event: gr.SelectData):
@@ -93,16 +109,17 @@ def prepare(wanted: Request, known):
     return studio.prepare(wanted)
 
 
-@told
+@told()
 def look(visitor: gr.Request, progress=gr.Progress(), known=None, *fields):  # noqa: B008
     """Prepares and shows the guidance."""
-    wanted = Request(*fields)
+    # a visit that ends while this captures gets no new folder
+    wanted, visit = Request(*fields), visit_of(visitor)
     progress(0.1, desc="Capturing")
     inputs = prepare(wanted, known)
     progress(0.6, desc="Drawing")
-    preview = studio.look(inputs, visit_of(visitor))
+    preview = studio.look(inputs, visit)
     note = f"{len(inputs)} frames at {inputs.fps:g} frames/s, {inputs.width}x{inputs.height}."
-    return (wanted, inputs), str(preview), note
+    return (wanted, inputs), show(str(preview)), note
 
 
 def estimate(inputs, sampling: Sampling, *_) -> int:
@@ -111,9 +128,15 @@ def estimate(inputs, sampling: Sampling, *_) -> int:
 
 
 @gpu(duration=estimate)
-def draw(inputs, sampling: Sampling, visit: Visit, ticket: int, tell):
-    """Generates segment by segment."""
-    yield from studio.animate(inputs, sampling, visit, ticket, tell)
+def draw(inputs, sampling: Sampling, visit: Visit, ticket: Path, progress: gr.Progress):
+    """
+    Generates segment by segment. On shared GPUs another process does it, which is given copies of the arguments, and from
+    which only Gradio's own errors come back.
+    """
+    with told():
+        yield from studio.animate(
+            inputs, sampling, visit, ticket, lambda share, sentence: progress(share, desc=sentence)
+        )
 
 
 def ask(visitor: gr.Request):
@@ -123,26 +146,21 @@ def ask(visitor: gr.Request):
     return visit.ask(), "Waiting."
 
 
-def perform(visitor: gr.Request, progress=gr.Progress(), ticket=0, prepared=None, known=None, *fields):  # noqa: B008
+def perform(visitor: gr.Request, progress=gr.Progress(), ticket=None, prepared=None, known=None, *fields):  # noqa: B008
     """Prepares what was not looked at, and generates; yields the newest segment, the films and a note."""
     sampling, wanted, visit = Sampling(*fields[:5]), Request(*fields[5:]), visit_of(visitor)
-    try:
-        if ticket <= visit.cancelled:
-            yield prepared, None, None, None, "Cancelled."
+    with told():
+        if not ticket.exists():
+            yield prepared, show(None), None, show(None), "Cancelled."
             return
         if prepared is None or prepared[0] != wanted:
             progress(0.0, desc="Capturing")
             prepared = (wanted, prepare(wanted, known))
-        yield prepared, None, None, None, "Drawing."
-
-        def tell(share: float, sentence: str) -> None:
-            progress(share, desc=sentence)
-
-        for film in draw(prepared[1], sampling, visit, ticket, tell):
-            paths = [None if path is None else str(path) for path in (film.newest, film.film, film.side_by_side)]
-            yield prepared, *paths, film.note
-    except VisitorError as error:
-        raise gr.Error(str(error), title="This does not work", print_exception=False) from error
+        yield prepared, show(None), None, show(None), "Drawing."
+        for made in draw(prepared[1], sampling, visit, ticket, progress):
+            newest, film, beside = (path and str(path) for path in (made.newest, made.film, made.side_by_side))
+            # the whole is shown in place of its parts
+            yield prepared, show(None if film else newest), film, show(beside), made.note
 
 
 def take_example(event: gr.SelectData):
@@ -204,9 +222,10 @@ def build_page() -> gr.Blocks:
                 (os.path.join(os.path.dirname(__file__), "gallery", f"{name.replace(' ', '-')}.webp"), name)
                 for name in GALLERY
             ],
-            label="Examples: one click performs them",
+            label="Examples",
+            show_label=False,
             columns=len(GALLERY),
-            height=190,
+            height="auto",
             allow_preview=False,
             buttons=[],
             elem_id="gallery",
@@ -220,22 +239,29 @@ def build_page() -> gr.Blocks:
                     height=300,
                     elem_id="picture",
                 )
-                # any file comes through as it is: the library reads more formats, and says what is wrong with one
-                picture.preprocess = lambda payload: None if payload is None else payload.path
                 chosen = gr.Markdown()
-                crop = gr.Image(label="What is animated", interactive=False, height=200, elem_id="crop", buttons=[])
+                crop = gr.Image(
+                    label="What is animated", interactive=False, height=200, elem_id="crop", buttons=[], visible=False
+                )
                 notice = gr.Markdown(elem_id="notice")
             with gr.Column(min_width=300):
                 driver = gr.Radio(list(DRIVERS), value=DRIVERS[0], label="Driver", elem_id="driver")
                 motion = gr.Dropdown(list(studio.motions), value="talk", label="Bundled motion")
-                with gr.Group(visible=False) as video_fields:
-                    video = gr.Video(label="Driving video", sources=["upload", "webcam"], height=240, elem_id="video")
+                with gr.Column(visible=False) as video_fields:
+                    video = gr.Video(
+                        label="Driving video",
+                        sources=["upload", "webcam"],
+                        include_audio=True,
+                        height=300,
+                        elem_id="video",
+                    )
                     first_frame = gr.Image(
                         label="Its first frame (click on the person who drives)",
                         interactive=False,
                         height=200,
                         elem_id="first-frame",
                         buttons=[],
+                        visible=False,
                     )
                     chosen_driver = gr.Markdown()
                     replace = gr.Checkbox(
@@ -248,6 +274,7 @@ def build_page() -> gr.Blocks:
                     sources=["upload", "microphone"],
                     visible=False,
                     elem_id="speech",
+                    buttons=[],
                 )
                 consent = gr.Checkbox(label=CONSENT, elem_id="consent")
                 with gr.Accordion("Settings", open=False):
@@ -259,7 +286,13 @@ def build_page() -> gr.Blocks:
                         label="Seconds at most",
                     )
                     parts = gr.CheckboxGroup(list(PARTS), value=list(PARTS), label="Driven parts")
-                    face_video = gr.Video(label="Another video for the face", sources=["upload", "webcam"], height=180)
+                    face_video = gr.Video(
+                        label="Another video for the face",
+                        sources=["upload", "webcam"],
+                        include_audio=False,
+                        height=300,
+                        elem_id="face-video",
+                    )
                     face_scale = gr.Slider(0.0, 2.0, value=1.0, step=0.1, label="Strength of the face")
                     pose_scale = gr.Slider(0.0, 2.0, value=1.0, step=0.1, label="Strength of the pose")
                     config = studio.pipe.config
@@ -277,17 +310,39 @@ def build_page() -> gr.Blocks:
                     seed = gr.Number(0, precision=0, label="Seed", minimum=0, maximum=2**32 - 1)
                     share = gr.Button("Link to these settings", size="sm")
                     link = gr.Textbox(label="Address", buttons=["copy"], elem_id="link")
-                preview = gr.Video(label="Driver, skeleton, head, face", autoplay=True, height=240, elem_id="preview")
             with gr.Column(min_width=300):
                 with gr.Row():
-                    look_button = gr.Button("Look at the guidance", elem_id="look")
-                    animate_button = gr.Button("Animate", variant="primary", elem_id="animate")
-                    cancel_button = gr.Button("Cancel", variant="stop", elem_id="cancel")
+                    look_button = gr.Button("Preview", min_width=80, elem_id="look")
+                    animate_button = gr.Button("Animate", variant="primary", min_width=80, elem_id="animate")
+                    cancel_button = gr.Button("Cancel", variant="stop", min_width=80, elem_id="cancel")
                 note = gr.Markdown(elem_id="note")
-                newest = gr.Image(label="Newest segment", interactive=False, height=256, elem_id="newest", buttons=[])
-                film = gr.Video(label="Film", autoplay=True, loop=True, height=360, elem_id="film")
-                side_by_side = gr.Video(label="Beside its driver", height=260, elem_id="side-by-side")
+                preview = gr.Video(
+                    label="Guidance: driver, skeleton, head, face",
+                    interactive=False,
+                    autoplay=True,
+                    loop=True,
+                    height=240,
+                    elem_id="preview",
+                    buttons=["download"],
+                    visible=False,
+                )
+                newest = gr.Image(
+                    label="Newest segment",
+                    interactive=False,
+                    height=256,
+                    elem_id="newest",
+                    buttons=[],
+                    visible=False,
+                )
+                shown = {"interactive": False, "autoplay": True, "loop": True, "buttons": ["download"]}
+                film = gr.Video(label="Film", height=360, elem_id="film", **shown)
+                side_by_side = gr.Video(
+                    label="Beside its driver", height=260, elem_id="side-by-side", visible=False, **shown
+                )
 
+        # any file comes through as it is: the library reads more formats, needs no `ffmpeg`, and says what is wrong with one
+        for given in (picture, video, face_video, speech):
+            given.preprocess = lambda payload: None if payload is None else payload.path
         request = [picture, driver, motion, video, speech, face_video, point, person, parts, seconds, consent, replace]
         settings = {
             "driver": driver,
@@ -308,7 +363,7 @@ def build_page() -> gr.Blocks:
         at_once = {"queue": False, "show_progress": "hidden"}
         # What was looked at is of the inputs as they were.
         for changed in request:
-            changed.change(lambda: (None, ""), None, [preview, note], **at_once)
+            changed.change(lambda: (show(None), ""), None, [preview, note], **at_once)
         picture.change(lambda: (None, ""), None, [point, chosen], **at_once)
         for changed in (picture, point):
             changed.change(show_picture, [picture, point], [reference, crop, notice], **capturing)
@@ -323,10 +378,15 @@ def build_page() -> gr.Blocks:
         )
         looking = look_button.click(look, [reference, *request], [inputs, preview, note], **capturing)
         everything = [ticket, inputs, reference, *sampling, *request]
-        asked = animate_button.click(ask, None, [ticket, note], **at_once)
-        asked.then(perform, everything, results, **drawing)
+        drawing |= {"show_progress_on": film}
+        asked = animate_button.click(ask, None, [ticket, note], js=SCROLL, **at_once)
         taken = gallery.select(take_example, None, [picture, driver, motion, speech], **at_once)
-        taken.then(ask, None, [ticket, note], **at_once).then(perform, everything, results, **drawing)
+        for waiting in (asked, taken.then(ask, None, [ticket, note], js=SCROLL, **at_once)):
+            performed = waiting.then(perform, everything, results, **drawing)
+            # what was complained of is not waited for
+            performed.failure(lambda: "", None, note, **at_once)
+            # what came above it meanwhile has moved it
+            performed.success(None, js=SCROLL)
         cancel_button.click(cancel, None, note, queue=False, cancels=[looking])
         share.click(
             lambda *values: link_to(list(settings), list(values)), list(settings.values()), link, **at_once
@@ -340,5 +400,11 @@ def build_page() -> gr.Blocks:
     return page
 
 
+def launch(page: gr.Blocks, **settings) -> tuple:
+    """Serves the page; settings are those of Gradio's `launch`."""
+    limits = {"max_file_size": f"{studio.most_megabytes}mb", "css": CSS, "footer_links": [], "show_error": True}
+    return page.queue(max_size=24).launch(**limits | settings)
+
+
 if __name__ == "__main__":
-    build_page().queue(max_size=24).launch(max_file_size=f"{studio.most_megabytes}mb", show_error=True)
+    launch(build_page())

@@ -1,5 +1,6 @@
 """What the Space does, without its page: inputs of a visitor to a prepared performance, and that to films."""
 
+import contextlib
 import logging
 import os
 import re
@@ -43,6 +44,8 @@ SOUND_RATE = 48_000
 PLANNED = {"height": 480, "width": 832, "num_frames": 77}
 # A Space on shared GPUs has none until it is called; then it has one of this many GiB to itself.
 SHARED_GPU = 60
+# Pixels; smaller pictures are enlarged to be looked at.
+SHOWN = 256
 PARTS = ("face", "head", "body")
 DRIVERS = ("Bundled motion", "Video", "Speech")
 # A sentence of the library names its arguments; a visitor knows the page's fields.
@@ -55,7 +58,7 @@ FIELDS = {
     "reference_person": "the person chosen in the picture",
     "drive": "the driven parts",
     "num_frames": "the length",
-    "num_inference_steps": "the steps",
+    "num_inference_steps": "the number of steps",
     "guidance_scale": "the guidance scale",
     "face_scale": "the strength of the face",
     "pose_scale": "the strength of the pose",
@@ -109,32 +112,31 @@ class Film:
 @dataclass
 class Visit:
     """
-    A visitor's folder and the performances that were asked for, each with a ticket, the first 1. Whoever waits or runs when the
-    visitor cancels, or leaves, ends.
+    A visitor's folder. Each performance that was asked for has a ticket in it, a file, so that a process on a shared GPU sees,
+    too, when it is void: once the visitor cancels, or leaves.
     """
 
     folder: Path = field(default_factory=lambda: Path(tempfile.mkdtemp(prefix="dreamactor-")))
-    count: int = 0
-    tickets: int = 0
-    cancelled: float = 0
 
-    def ask(self) -> int:
+    def ask(self) -> Path:
         """A ticket for another performance."""
-        self.tickets += 1
-        return self.tickets
+        ticket = self.path("ticket")
+        ticket.touch()
+        return ticket
 
     def cancel(self) -> None:
-        """Ends everything that was asked for until now."""
-        self.cancelled = self.tickets
+        """Voids the tickets of everything that was asked for until now."""
+        for ticket in self.folder.glob("*/ticket"):
+            ticket.unlink(missing_ok=True)
 
     def path(self, name: str) -> Path:
         """A new path in the folder."""
-        self.count += 1
-        self.folder.mkdir(exist_ok=True)
-        return self.folder / f"{self.count}-{name}"
+        if not self.folder.is_dir():
+            raise VisitorError("This visit has ended.")
+        return Path(tempfile.mkdtemp(dir=self.folder)) / name
 
     def close(self) -> None:
-        self.cancelled = float("inf")
+        """Voids all tickets and removes the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
@@ -205,7 +207,7 @@ class Studio:
         """Raises `VisitorError` for a file that is missing or too large."""
         if path is None:
             raise VisitorError(f"Please give {what} first.")
-        if os.path.getsize(path) > self.most_megabytes * 1e6:
+        if os.path.getsize(path) > self.most_megabytes * 2**20:
             raise VisitorError(f"{what[0].upper()}{what[1:]} is larger than {self.most_megabytes} MB.")
 
     def reference(self, picture: str | None, person: tuple[float, float] | None) -> tuple[Reference, str]:
@@ -293,7 +295,7 @@ class Studio:
         inputs: AnimationInputs,
         sampling: Sampling,
         visit: Visit,
-        ticket: int,
+        ticket: Path,
         tell: Callable[[float, str], None],
     ) -> Iterator[Film]:
         """
@@ -302,7 +304,7 @@ class Studio:
         Args:
             inputs ([`AnimationInputs`]): what `prepare` made.
             sampling (`Sampling`): how.
-            visit (`Visit`), ticket (`int`): whose folder the films go to; once the ticket is cancelled, this ends after its
+            visit (`Visit`), ticket (`Path`): whose folder the films go to; once the ticket is void, this ends after its
                 step.
             tell: is told the share that is done and a sentence, step by step.
         """
@@ -314,7 +316,7 @@ class Studio:
         how = self.recipe or {"num_inference_steps": steps, "guidance_scale": sampling.guidance_scale}
 
         def after_step(pipe, step: int, timestep, state: dict) -> dict:
-            if ticket <= visit.cancelled:
+            if not ticket.exists():
                 pipe._interrupt = True
             done = (made["segments"] + (step + 1) / steps) / num_segments
             left = (time.monotonic() - started) * (1 - done) / max(done, 1e-6)
@@ -322,40 +324,44 @@ class Studio:
             tell(min(done, 1.0), f"segment {segment} of {num_segments}, about {max(left, 0):.0f} s left")
             return state
 
-        film, beside = visit.path("film.mp4"), visit.path("side-by-side.mp4")
-        sides = _left_sides(inputs)
-        with visitor_errors():
-            segments = self.pipe.stream(
-                inputs,
-                **how,
-                face_scale=sampling.face_scale,
-                pose_scale=sampling.pose_scale,
-                generator=torch.Generator().manual_seed(int(sampling.seed)),
-                callback_on_step_end=after_step,
-            )
-            try:
-                with (
-                    VideoWriter(film, fps=inputs.fps, audio=inputs.sound) as writer,
-                    VideoWriter(beside, fps=inputs.fps, audio=inputs.sound) as both,
-                ):
-                    for segment in segments:
-                        if ticket <= visit.cancelled:
-                            raise Stopped
-                        frames = segment.frames[0]
-                        for frame in frames:
-                            writer.write(frame)
-                            both.write(_beside(next(sides), frame))
-                        made["segments"] += 1
-                        made["frames"] += len(frames)
-                        newest = visit.path("newest.webp")
-                        _save_moving(frames, inputs.fps, newest)
-                        note = f"{made['frames']} of {total} frames are ready."
-                        yield Film(made["frames"] / total, note, newest)
-            except Stopped:
-                yield Film(0.0, "Cancelled.")
-                return
-            finally:
-                segments.close()
+        try:
+            if not ticket.exists():
+                raise Stopped
+            film, beside = visit.path("film.mp4"), visit.path("side-by-side.mp4")
+            sides = _left_sides(inputs)
+            generator = torch.Generator().manual_seed(int(sampling.seed))
+            writing = {"fps": inputs.fps, "audio": inputs.sound, "provenance": self.pipe.provenance(generator)}
+            with visitor_errors():
+                segments = self.pipe.stream(
+                    inputs,
+                    **how,
+                    face_scale=sampling.face_scale,
+                    pose_scale=sampling.pose_scale,
+                    generator=generator,
+                    callback_on_step_end=after_step,
+                )
+            with (
+                visitor_errors(),
+                contextlib.closing(segments),
+                VideoWriter(film, **writing) as writer,
+                VideoWriter(beside, **writing) as both,
+            ):
+                for segment in segments:
+                    if not ticket.exists():
+                        raise Stopped
+                    frames = segment.frames[0]
+                    for frame in frames:
+                        writer.write(frame)
+                        both.write(_beside(next(sides), frame))
+                    made["segments"] += 1
+                    made["frames"] += len(frames)
+                    newest = visit.path("newest.webp")
+                    _save_moving([_enlarge(frame, max(SHOWN, frame.height)) for frame in frames], inputs.fps, newest)
+                    note = f"{made['frames']} of {total} frames are ready."
+                    yield Film(made["frames"] / total, note, newest)
+        except Stopped:
+            yield Film(0.0, "Cancelled.")
+            return
         seconds = time.monotonic() - started
         yield Film(1.0, f"{total} frames in {seconds:.0f} s.", newest, film, beside)
 
@@ -403,13 +409,16 @@ def _left_sides(inputs: AnimationInputs) -> Iterator[Image.Image]:
         yield Image.fromarray(frame)
 
 
+def _enlarge(picture: Image.Image, height: int) -> Image.Image:
+    """A picture of that height, and of an even width."""
+    width = 2 * round(picture.width * height / picture.height / 2)
+    return picture.resize((width, height), Image.Resampling.BICUBIC)
+
+
 def _beside(left: Image.Image, right: Image.Image) -> Image.Image:
-    """Two pictures of one height, at least 256 pixels."""
-    height = max(256, right.height)
-    pictures = [
-        picture.resize((2 * round(picture.width * height / picture.height / 2), height), Image.Resampling.BICUBIC)
-        for picture in (left, right)
-    ]
+    """Two pictures of one height."""
+    pictures = [_enlarge(picture, max(SHOWN, right.height)) for picture in (left, right)]
+    height = pictures[0].height
     both = Image.new("RGB", (pictures[0].width + pictures[1].width, height))
     both.paste(pictures[0])
     both.paste(pictures[1], (pictures[0].width, 0))

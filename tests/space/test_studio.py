@@ -1,13 +1,16 @@
 """What the Space does, without its page, and the folder that it is."""
 
+import dataclasses
 import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors.torch import save_file
+from scipy.io import wavfile
 
 from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_motions, bundled_speech
 from diffusers_dreamactor.media import VideoReader, save_video
@@ -37,7 +40,7 @@ def test_sentences_speak_the_page_s_language(studio):
     assert said == "The length is 9, but mode has 1/2."
 
 
-def test_a_performance_of_the_right_length(studio, made):
+def test_a_performance_of_the_right_length(studio, made, tmp_path):
     request = studio.Request(str(bundled_avatars()["ana"]), motion="talk", seconds=0.5)
     inputs = made.prepare(request)
     assert len(inputs) == round(0.5 * inputs.fps)
@@ -47,6 +50,10 @@ def test_a_performance_of_the_right_length(studio, made):
     # of a long recording no more is read than is said
     samples, rate = inputs.sound
     assert samples.shape[1] == 0.5 * rate
+    # and never more than the longest film
+    wavfile.write(tmp_path / "long.wav", 16_000, np.zeros(16_000 * 12, np.int16))
+    spoken = dataclasses.replace(spoken, speech=str(tmp_path / "long.wav"), seconds=1000.0, consent=True)
+    assert len(made.prepare(spoken)) == made.most_seconds * made.pipe.config.fps
 
 
 def test_what_is_missing_is_said(studio, made, tmp_path):
@@ -93,7 +100,7 @@ def test_a_visitor_who_leaves_ends_the_drawing(studio, made):
 
     films = list(made.animate(inputs, studio.Sampling(20, 1.0), visit, visit.ask(), leave))
     assert films[-1].note == "Cancelled." and len(steps) <= 2 and films[-1].film is None
-    assert not list(visit.folder.glob("*.mp4"))
+    assert not list(visit.folder.rglob("*.mp4"))
     visit.close()
 
 
