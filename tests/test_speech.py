@@ -153,8 +153,8 @@ def test_the_bundled_model_speaks_as_the_talking_face_does():
     row = standard.used.tolist().index(JAW)
     drawn = tokens[:, row] * float(standard.scale[row]) + float(standard.mean[row])
     pressed = actions[:, [ARKIT_BLENDSHAPES.index(f"mouthPress{side}") for side in ("Left", "Right")]].mean(axis=1)
-    np.testing.assert_allclose(drawn, 2 * actions[:, JAW] - pressed, atol=0.01)
-    # that of "picture", "may", "open", "mouth" and "speak" is told from a mouth at rest
+    np.testing.assert_allclose(drawn, 2.5 * actions[:, JAW] - pressed, atol=0.01)
+    # those of "picture", "may", "open", "mouth" and "speak" are told from a mouth at rest
     assert (pressed > 0.3).sum() >= 5 and drawn[pressed > 0.3].max() < -0.2
     blinking = add_blinks(np.tile(tokens, (10, 1)), encoder, 24.0) - np.tile(tokens, (10, 1))
     closed = idle_blinks(np.arange(10 * len(tokens)) / 24.0)
