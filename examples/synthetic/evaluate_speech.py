@@ -133,7 +133,12 @@ def evaluate_encoder(synthesizer, fps: float, clips: int, seconds: float) -> dic
 
 
 def render_speaker(body, name: str, motion, actions: np.ndarray) -> np.ndarray:
-    """A bundled avatar's true frames `(F, H, W, 3)`: head as in `motion`, mouth as in `actions (F, 52)`, idle blinks."""
+    """
+    A bundled avatar's true frames `(F, H, W, 3)`: head as in `motion`, mouth as in `actions (F, 52)`, idle blinks.
+
+    Raises:
+        ValueError: the body was packed of other people than the one that the bundled pictures show.
+    """
     from avatar_appearance import AvatarAppearance
     from avatar_clip import Avatar
     from avatar_motion import AvatarMotion, with_expression
@@ -141,12 +146,19 @@ def render_speaker(body, name: str, motion, actions: np.ndarray) -> np.ndarray:
     from bundle_demo import AVATARS, HEAD_CHAIN, frontal
     from make_talking_heads import EYES_WIDE
 
+    from diffusers_dreamactor.checkpoints import bundled_avatars
     from diffusers_dreamactor.motion.idle import idle_blinks
+    from diffusers_dreamactor.motion.sequence import MotionSequence
 
     person, scale, seed = AVATARS[name]
     avatar = Avatar(body, AvatarAppearance.random(np.random.default_rng([person, 1]), body))
     camera = Camera.random(np.random.default_rng(seed), scale).framed_for(avatar)
     still = frontal(body, camera, scale, seed)
+    pose = MotionSequence.load(bundled_avatars()[name].with_suffix(".safetensors"))
+    if not np.allclose(avatar.pose(still).motion(camera).face.boxes, pose.face.boxes, atol=0.05):
+        raise ValueError(
+            "`--body` makes other people than the bundled ones, which `avatar_body.py --num_people 500` makes."
+        )
     neck = np.eye(3)
     for bone in HEAD_CHAIN[:-1]:
         neck = neck @ still.rotations[0, body.bone_index[bone]]
