@@ -2,13 +2,18 @@
 How well speech drives the face: voices, sentences and languages that were never trained on.
 
     python evaluate_speech.py                               # the encoder, by language
-    python evaluate_speech.py --drawing 12                  # and 12 clips, drawn by the bundled model
+    python evaluate_speech.py --drawing 12 --seconds 6 --body body.npz     # and 12 clips, drawn by the bundled model
     python evaluate_speech.py --avatar 4 --capture_models MODELS   # the talking face, as MediaPipe sees it
 
 The mouth's opening is `jawOpen`, in [0, 1]. `r` is its correlation with the truth over the frames of all clips of a
 language; `lag` the shift in frames that correlates best; `other's speech` correlates with the truth of another clip.
 Lips count as closed below `CLOSED`, in the frame nearest to the middle of a p, b or m; `open in silence` is the share
 of frames at least 0.2 s into a pause and before speech that are not closed.
+
+What is drawn is read off the frames by the face motion encoder, at the mean and spread that the truth has in the clip. With
+`--body`, those of the bundled people that can be rendered say what the reading and the autoencoder alone lose (`rendered`,
+`autoencoder`), and give their drawings a second reading that knows nothing of the clip: on the line through what is read
+off their rendered frames at known openings (`known openings`).
 """
 
 from __future__ import annotations
@@ -34,11 +39,14 @@ from speech_synthesis import (
 )
 from train_speech_encoder import sample_at
 
+from diffusers_dreamactor.motion.skeleton import ARKIT_BLENDSHAPES
 from diffusers_dreamactor.speech import iterate_speech_tokens
 from diffusers_dreamactor.talking_face import TalkingFace, speech_to_actions
 
 
 CLOSED = 0.12
+RENDERED = ("ana", "ben")
+"""Bundled portraits that `bundle_demo.py` makes."""
 MEASURED = ("jawOpen", "mouthPucker", "mouthFunnel", "mouthSmileLeft", "mouthRollLower")
 
 
@@ -124,59 +132,126 @@ def evaluate_encoder(synthesizer, fps: float, clips: int, seconds: float) -> dic
     return results
 
 
-def evaluate_drawing(synthesizer, count: int, seconds: float, sheet: str | None) -> dict:
+def render_speaker(body, name: str, motion, actions: np.ndarray) -> np.ndarray:
+    """
+    A bundled avatar's true frames `(F, H, W, 3)`: head as in `motion`, mouth as in `actions (F, 52)`, idle blinks.
+
+    Raises:
+        ValueError: the body was packed of other people than the one that the bundled pictures show.
+    """
+    from avatar_appearance import AvatarAppearance
+    from avatar_clip import Avatar
+    from avatar_motion import AvatarMotion, with_expression
+    from avatar_view import HEAD_AXES, Camera
+    from bundle_demo import AVATARS, HEAD_CHAIN, frontal
+    from make_talking_heads import EYES_WIDE
+
+    from diffusers_dreamactor.checkpoints import bundled_avatars
+    from diffusers_dreamactor.motion.idle import idle_blinks
+    from diffusers_dreamactor.motion.sequence import MotionSequence
+
+    person, scale, seed = AVATARS[name]
+    avatar = Avatar(body, AvatarAppearance.random(np.random.default_rng([person, 1]), body))
+    camera = Camera.random(np.random.default_rng(seed), scale).framed_for(avatar)
+    still = frontal(body, camera, scale, seed)
+    pose = MotionSequence.load(bundled_avatars()[name].with_suffix(".safetensors"))
+    if not np.allclose(avatar.pose(still).motion(camera).face.boxes, pose.face.boxes, atol=0.05):
+        raise ValueError(
+            "`--body` makes other people than the bundled ones, which `avatar_body.py --num_people 500` makes."
+        )
+    neck = np.eye(3)
+    for bone in HEAD_CHAIN[:-1]:
+        neck = neck @ still.rotations[0, body.bone_index[bone]]
+    rotations = np.repeat(still.rotations, len(actions), axis=0)
+    rotations[:, body.bone_index["head"]] = neck.T @ camera.rotation.T @ motion.head.rotation @ HEAD_AXES
+    actions, blinks = actions.copy(), idle_blinks(np.arange(len(actions)) / motion.fps)
+    for side in ("Left", "Right"):
+        actions[:, ACTION_INDEX[f"eyeBlink{side}"]] = blinks
+        actions[:, ACTION_INDEX[f"eyeWide{side}"]] = EYES_WIDE * (1 - blinks)
+    actions = actions[:, [ARKIT_BLENDSHAPES.index(action) for action in body.action_names]]
+    posed = AvatarMotion(rotations, np.repeat(still.translation, len(actions), axis=0), actions, scale)
+    posed = avatar.pose(with_expression(posed, actions, body))
+    return posed.render(camera)[0]
+
+
+def evaluate_drawing(synthesizer, count: int, seconds: float, sheet: str | None, body_file: str | None) -> dict:
     """Clips of the bundled model: speech, and for comparison the true actions, drawn and read off the frames again."""
     import PIL.Image
+    from avatar_body import AvatarBody
 
     from diffusers_dreamactor import DreamActorPipeline
     from diffusers_dreamactor.checkpoints import bundled_avatars, bundled_model
     from diffusers_dreamactor.motion.sequence import MotionSequence
+    from diffusers_dreamactor.speech import add_blinks
     from diffusers_dreamactor.training.action_tokens import ActionTokens
 
     folder = Path(bundled_model())
     action_tokens = ActionTokens.load(folder / "action_tokens.safetensors")
     weight, bias = (values.numpy() for values in token_map(action_tokens))
-    row = action_tokens.used.tolist().index(ACTION_INDEX["jawOpen"])
-
-    def opening(tokens):
-        return (tokens[:, row] - bias[row]) / weight[row, ACTION_INDEX["jawOpen"]]
-
-    def calibrated(seen, truth):
-        """What is read off the frames, at the truth's mean and spread: the reading is a line of its own in each picture."""
-        return (seen - seen.mean()) / seen.std() * truth.std() + truth.mean()
-
+    jaw = ACTION_INDEX["jawOpen"]
+    row = action_tokens.used.tolist().index(jaw)
+    body = AvatarBody(body_file) if body_file else None
     pipe = DreamActorPipeline.from_pretrained(bundled_model())
     pipe.set_progress_bar_config(disable=True)
     fps = pipe.config.fps
-    poses = {path: MotionSequence.load(path.with_suffix(".safetensors")) for path in bundled_avatars().values()}
-    portraits = [path for path, pose in poses.items() if pose.head.radius[0] > 15]
+
+    def opening(frames, box):
+        """What the face motion encoder sees of the mouth's opening `(F,)`, on a line of its own in each picture."""
+        crops = np.stack([pipe.motion_processor.face_motion.crop(frame, box) for frame in frames])
+        with torch.no_grad():
+            pixels = torch.from_numpy(crops).float()[None] / 127.5 - 1
+            seen = pipe.face_motion_encoder(pixels.to(pipe.face_motion_encoder.dtype))[0].float().numpy()
+        return (seen[:, row] - bias[row]) / weight[row, jaw]
+
+    def calibrated(seen, truth):
+        return (seen - seen.mean()) / seen.std() * truth.std() + truth.mean()
+
+    def autoencoded(frames):
+        video = torch.from_numpy(frames[: (len(frames) - 1) // 4 * 4 + 1]).permute(3, 0, 1, 2)[None]
+        with torch.no_grad():
+            latents = pipe.vae.encode(video.to(pipe.vae.dtype) / 127.5 - 1).latent_dist.mode()
+            video = pipe.vae.decode(latents).sample[0].float().clamp(-1, 1)
+        return ((video.permute(1, 2, 3, 0) + 1) * 127.5).round().byte().numpy()
+
+    hearing = speech_to_actions()
+    avatars = bundled_avatars()
+    poses = {name: MotionSequence.load(path.with_suffix(".safetensors")) for name, path in avatars.items()}
+    portraits = [name for name, pose in poses.items() if pose.head.radius[0] > 15]
     languages = [*HELD_OUT_LANGUAGES, "en-us", "de", "fr", "es", "it", "pl"]
-    rows = {"encoder": [], "drawn from speech": [], "drawn from the truth": [], "drawn against given": []}
-    sheets = []
+    rows, sheets = {"encoder": []}, []
     for number in range(count):
         language = languages[number % len(languages)]
         utterance, sound = held_out_clip(synthesizer, language, 500_000 + number, seconds)
-        picture = portraits[number % len(portraits)]
-        inputs = pipe.prepare(picture, audio=sound, reference_motion=poses[picture])
-        tokens = inputs.motion_tokens
+        name = portraits[number % len(portraits)]
+        inputs = pipe.prepare(avatars[name], audio=sound, reference_motion=poses[name])
+        tokens, box = inputs.motion_tokens, inputs.references[0].motion.face.boxes[0]
         actions = sample_at(speech_actions(utterance), (np.arange(len(tokens)) + 0.5) / fps)
-        truth = actions[:, ACTION_INDEX["jawOpen"]]
-        true_tokens = (actions @ weight.T + bias).astype(np.float32)
-        rows["encoder"].append((opening(tokens), truth, utterance))
-        drawn = {}
-        for name, given in (("drawn from speech", tokens), ("drawn from the truth", true_tokens)):
+        truth = actions[:, jaw]
+        heard = np.concatenate(list(iterate_speech_tokens((sound, SAMPLING_RATE), fps, *hearing)))[:, jaw]
+        rows["encoder"].append((heard[: len(truth)], truth, utterance))
+
+        line = None
+        if body is not None and name in RENDERED:
+            rendered = render_speaker(body, name, inputs.motion, actions)
+            line = np.polyfit(truth, opening(rendered, box), 1)
+            for kind, frames in (("rendered", rendered), ("autoencoder", autoencoded(rendered))):
+                seen = opening(frames, box)
+                there = truth[: len(seen)]
+                rows.setdefault(kind, []).append((calibrated(seen, there), there, utterance))
+
+        true_tokens = add_blinks((actions @ weight.T + bias).astype(np.float32), pipe.audio_motion_encoder, fps)
+        for kind, given in (("drawn from speech", tokens), ("drawn from the truth", true_tokens)):
             inputs.motion_tokens = given
             result = pipe(inputs, generator=torch.Generator().manual_seed(number), output_type="np")
             frames = (np.asarray(result.frames[0]) * 255).round().astype(np.uint8)
-            box = inputs.references[0].motion.face.boxes[0]
-            crops = np.stack([pipe.motion_processor.face_motion.crop(frame, box) for frame in frames])
-            with torch.no_grad():
-                pixels = torch.from_numpy(crops).float()[None] / 127.5 - 1
-                seen = pipe.face_motion_encoder(pixels.to(pipe.face_motion_encoder.dtype))[0].float().numpy()
-            drawn[name] = calibrated(opening(seen), truth)
-            rows[name].append((drawn[name], truth, utterance))
+            seen = opening(frames, box)
+            rows.setdefault(kind, []).append((calibrated(seen, truth), truth, utterance))
+            if kind == "drawn from speech":
+                rows.setdefault("drawn against heard", []).append((calibrated(seen, truth), heard, utterance))
+            if line is not None:
+                known = (seen - line[1]) / line[0]
+                rows.setdefault(f"{kind}, known openings", []).append((known, truth, utterance))
             sheets.append(frames)
-        rows["drawn against given"].append((drawn["drawn from speech"], opening(tokens), utterance))
     print("| | " + " | ".join(measures(rows["encoder"], fps)) + " |\n|" + "---|" * 6)
     results = {name: measures(clips, fps) for name, clips in rows.items()}
     for name, figures in results.items():
@@ -223,6 +298,7 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=3, help="of each language")
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--drawing", type=int, help="clips to draw with the bundled model, instead")
+    parser.add_argument("--body", help="the packed body, to render true frames of what is drawn")
     parser.add_argument("--sheet", help="picture of the frames that are drawn")
     parser.add_argument("--avatar", type=int, help="clips of the talking face to capture, instead")
     parser.add_argument("--capture_models", help="folder of MediaPipe's models")
@@ -230,7 +306,7 @@ def main() -> None:
     arguments = parser.parse_args()
     synthesizer = SpeechSynthesizer()
     if arguments.drawing:
-        results = evaluate_drawing(synthesizer, arguments.drawing, arguments.seconds, arguments.sheet)
+        results = evaluate_drawing(synthesizer, arguments.drawing, arguments.seconds, arguments.sheet, arguments.body)
     elif arguments.avatar:
         results = evaluate_avatar(synthesizer, arguments.avatar, arguments.seconds, arguments.capture_models)
     else:

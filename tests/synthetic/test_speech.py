@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "synthetic"))
 
 import train_speech_encoder  # noqa: E402
+from bundle_speech import JAW_GAIN, LIPS_GAIN, save_in_half, with_tokens  # noqa: E402
 from make_speech import make_clip, speech_feature_extractor  # noqa: E402
 from speech_actions import ACTION_INDEX, closures, speech_actions  # noqa: E402
 from speech_synthesis import (  # noqa: E402
@@ -31,6 +32,7 @@ from speech_synthesis import (  # noqa: E402
 from train_speech_encoder import draw_batch, fold_normalisation, sample_at  # noqa: E402
 
 from diffusers_dreamactor.models.audio_motion_encoder import AudioMotionEncoder  # noqa: E402
+from diffusers_dreamactor.training.action_tokens import ActionTokens  # noqa: E402
 
 
 needs_espeak = pytest.mark.skipif(ctypes.util.find_library("espeak-ng") is None, reason="espeak-ng is not installed")
@@ -137,6 +139,30 @@ def test_normalisation_goes_into_the_weights():
     torch.testing.assert_close(folded, expected, atol=1e-4, rtol=1e-4)
 
 
+def test_lips_that_press_close_the_jaw_in_tokens(tmp_path):
+    """Tokens know the jaw, not lips that press: what is heard of both comes into the jaw's."""
+    torch.manual_seed(0)
+    encoder = AudioMotionEncoder(feature_dim=64, hidden_dim=8, num_layers=1, motion_dim=52).eval()
+    encoder.save_pretrained(tmp_path / "encoder")
+    encoder = AudioMotionEncoder.from_pretrained(tmp_path / "encoder").eval()
+    seen = torch.zeros(40, 52)
+    seen[:, [ACTION_INDEX[name] for name in ("jawOpen", "mouthFunnel", "eyeBlinkLeft")]] = torch.rand(40, 3)
+    standard = ActionTokens.fit(seen, 4)
+    features = torch.randn(1, 30, 64)
+    with torch.no_grad():
+        actions, tokens = (model(features, 30)[0].numpy() for model in (encoder, with_tokens(encoder, standard)))
+    row = standard.used.tolist().index(ACTION_INDEX["jawOpen"])
+    jaw = tokens[:, row] * float(standard.scale[row]) + float(standard.mean[row])
+    pressed = actions[:, [ACTION_INDEX["mouthPressLeft"], ACTION_INDEX["mouthPressRight"]]].mean(axis=1)
+    np.testing.assert_allclose(jaw, JAW_GAIN * actions[:, ACTION_INDEX["jawOpen"]] - LIPS_GAIN * pressed, atol=1e-4)
+    row = standard.used.tolist().index(ACTION_INDEX["mouthFunnel"])
+    funnel = tokens[:, row] * float(standard.scale[row]) + float(standard.mean[row])
+    np.testing.assert_allclose(funnel, actions[:, ACTION_INDEX["mouthFunnel"]], atol=1e-4)
+    # nobody learns in whose folder it was made
+    save_in_half(with_tokens(encoder, standard), tmp_path / "out" / "audio_motion_encoder")
+    assert str(tmp_path) not in (tmp_path / "out" / "audio_motion_encoder" / "config.json").read_text()
+
+
 def test_a_stopped_training_goes_on_to_the_bit(tmp_path, monkeypatch):
     random = np.random.default_rng(0)
     (tmp_path / "data").mkdir()
@@ -213,3 +239,19 @@ def test_a_clip_follows_from_its_number(synthesizer):
     assert features.shape[1] == 64 and abs(len(features) - len(actions)) < 5
     spoken = speak_at_random(synthesizer, np.random.default_rng(0), "de", load_sentences()["de"], seconds=4.0)
     assert len(spoken.samples) > 4 * SAMPLING_RATE
+
+
+@needs_espeak
+def test_talking_heads_at_any_rate(synthesizer, bodies):
+    from make_talking_heads import render_talking_head
+
+    def talk(fps, gain):
+        return render_talking_head(bodies[0], synthesizer, 8_000_003, 9, fps, (gain, gain))
+
+    (clip, sound), (wide, _), (slow, longer) = talk(24.0, 1.0), talk(24.0, 2.0), talk(12.0, 1.0)
+    assert (clip.motion.fps, slow.motion.fps) == (24.0, 12.0)
+    assert (len(sound), len(longer)) == (9 / 24 * SAMPLING_RATE, 9 / 12 * SAMPLING_RATE)
+    usual, opened = (each.motion.face.blendshapes[:, ACTION_INDEX["jawOpen"]] for each in (clip, wide))
+    # espeak-ng does not say it twice in exactly the same way
+    assert usual.max() > 0.1 and 1.7 < opened.mean() / usual.mean() < 2.2
+    assert not np.array_equal(clip.video, wide.video)
