@@ -737,6 +737,38 @@ def test_hands_a_headless_torso_and_a_chart_are_nobody(capture, media):
             pytest.fail(what)
 
 
+def test_a_headless_figure_within_the_picture_is_nobody(capture, media):
+    """The pose landmarker sees it as surely as a person; from behind, people have no face either."""
+    turns = list(VideoReader(media / "drivers" / "fashion_turns.mp4"))
+    for frames in (turns[20:32:2], turns[-12::2]):
+        headless = [frame.copy() for frame in frames]
+        for frame in headless:
+            # the wall, down to the collarbones
+            frame[:215, 265:455] = np.median(frame[:215, :20], axis=1, keepdims=True)
+        with pytest.raises(ValueError, match="shows no person"):
+            capture.capture(headless, fps=12, progress=False)
+    back = np.asarray(Image.open(media / "drivers" / "reference_full_body.png").convert("RGB"))
+    motion = capture.capture([back] * 6, fps=12, progress=False)
+    assert (motion.body.confidence[:, [1, 2, 5]] >= 0.5).all()
+
+
+def test_a_head_is_what_goes_on_above_the_shoulders():
+    from diffusers_dreamactor.motion.capture.appearance import head_outline
+
+    world, keypoints = np.zeros((33, 3)), np.zeros((33, 2))
+    world[[11, 12, 23, 24], :2] = [[0.2, -0.5], [-0.2, -0.5], [0.1, 0], [-0.1, 0]]
+    y, x = np.mgrid[:300, :200]
+    trunk = (np.abs(x - 100) < 50) & (y > 140) & (y < 240)
+    head = np.hypot((x - 100) / 16, (y - 95) / 24) < 1
+    for turn in (0, 90):
+        turned = Rotation.from_euler("z", turn, degrees=True).as_matrix()[:2, :2]
+        keypoints[:] = 200 * world[:, :2] @ turned.T + ([100, 240] if turn == 0 else [60, 100])
+        for shape, area in ((trunk, 0.0), (trunk | head, np.pi * 0.08 * 0.12)):
+            mask = np.where(shape, 1.0, 0.5)
+            mask = mask if turn == 0 else np.rot90(mask, -1)
+            assert abs(head_outline(mask, keypoints, world) - area) < 0.003
+
+
 def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, monkeypatch):
     """The mirrored picture has to give the face as well; and one frame of many is no person."""
     from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers

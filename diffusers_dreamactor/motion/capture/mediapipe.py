@@ -23,7 +23,7 @@ from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
 from .hands import find_hands
 from .head_pose import FaceLook, head_guess
-from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Landmarkers
+from .landmarkers import FACE_CROP, PEOPLE_WORKERS, SURE, Landmarkers
 from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
@@ -218,8 +218,8 @@ class MediaPipeCapture:
                     track = survey.tracker.tracks[number]
                     tries = len(track.detections)
                     # Now and then until it is sure: somebody may come in headless, or be hidden at first.
-                    if not track.confirmed and (tries & (tries - 1) == 0 or tries % 64 == 0):
-                        track.confirmed = landmarkers.confirms_person(frame, person, index % PEOPLE_WORKERS)
+                    if track.votes < SURE and (tries & (tries - 1) == 0 or tries % 64 == 0):
+                        track.votes += landmarkers.confirms_person(frame, person)
                 survey.num_frames += 1
                 bar.update()
 
