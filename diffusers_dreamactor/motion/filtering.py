@@ -73,7 +73,14 @@ def find_side_swaps(
         `(F,)` bool, True where left and right should be exchanged.
     """
     left, right = (np.asarray(side) for side in zip(*pairs))
+    confidence = np.asarray(confidence)
     values = np.asarray(values, dtype=np.float64) / np.reshape(size, (-1, 1, 1))
+    swapped = np.zeros(len(values), dtype=bool)
+    # Across frames without the person, too, sides go on: else they could be exchanged there for nothing.
+    seen = np.flatnonzero(confidence[:, [*left, *right]].any(axis=1))
+    if len(seen) < 2:
+        return swapped
+    values, confidence = values[seen], confidence[seen]
     num_frames = len(values)
     a, b = values[:, left], values[:, right]
     weight = np.minimum(confidence[:, left], confidence[:, right])
@@ -98,10 +105,9 @@ def find_side_swaps(
         )
         came_from[frame] = options.argmin(axis=1)
         cost = options.min(axis=1) + np.array([0.0, bias])
-    swapped = np.zeros(num_frames, dtype=bool)
     state = int(cost.argmin())
     for frame in range(num_frames - 1, -1, -1):
-        swapped[frame] = bool(state)
+        swapped[seen[frame]] = bool(state)
         state = came_from[frame, state]
     return swapped
 
