@@ -878,6 +878,16 @@ def test_a_wrist_that_is_elsewhere_for_some_frames_is_no_gesture(length):
     repaired = repair(elsewhere, [slice(0, 48)], fps, smoothed=False)
     np.testing.assert_allclose(repaired.keypoints[:, 15], steady.keypoints[:, 15], atol=1.0)
     wave = PoseObservations(*(array.copy() for array in vars(steady).values()))
-    wave.keypoints[:, 15, 0] += 0.15 * size * np.exp(-(((np.arange(48) - 20) / 1.2) ** 2))
+    wave.keypoints[:, 15, 0] += 0.1 * size * np.exp(-(((np.arange(48) - 20) / 1.2) ** 2))
     kept = repair(wave, [slice(0, 48)], fps, smoothed=False)
     np.testing.assert_allclose(kept.keypoints[:, 15], wave.keypoints[:, 15], atol=1.0)
+
+
+def test_a_wrist_that_leaps_for_one_frame_is_no_gesture_however_near():
+    """Arms come to rest, and turn round, within what muscles can do: 25 cm there and back within a twelfth of a second is too much."""
+    fps, size = 24.0, 350.0
+    steady = observations(np.repeat(STANDING[None], 48, axis=0))
+    leaping = PoseObservations(*(array.copy() for array in vars(steady).values()))
+    leaping.keypoints[20, [15, 16]] += [0.1 * size, 0.0]
+    repaired = repair(leaping, [slice(0, 48)], fps, smoothed=False)
+    np.testing.assert_allclose(repaired.keypoints[:, [15, 16]], steady.keypoints[:, [15, 16]], atol=1.0)

@@ -120,9 +120,8 @@ def exchange_sides(observed: PoseObservations, shots: list[slice]) -> PoseObserv
             continue
         points = (part.keypoints, part.world, part.visibility)
         size = _size(part)
-        swapped = find_side_swaps(part.keypoints, part.visibility, _LEGS, size)
-        _exchange(points, swapped, _LEGS)
-        swapped = find_side_swaps(part.keypoints, part.visibility, _ARMS, size)
+        swapped, legs = find_side_swaps(part.keypoints, part.visibility, [_ARMS, _LEGS], size).T
+        _exchange(points, legs, _LEGS)
         _exchange(points, swapped, _ARMS)
         for values in (part.hand_keypoints, part.hand_world, part.hand_score):
             values[swapped] = values[swapped][:, ::-1]
