@@ -883,6 +883,21 @@ def test_a_wrist_that_is_elsewhere_for_some_frames_is_no_gesture(length):
     np.testing.assert_allclose(kept.keypoints[:, 15], wave.keypoints[:, 15], atol=1.0)
 
 
+@pytest.mark.parametrize("fps", [24.0, 60.0])
+def test_a_wrist_that_shakes_as_no_arm_can_is_not_seen(fps):
+    """Something hides it, and the estimator is as sure of it as ever. A hand that is waved is seen."""
+    time = np.arange(int(3 * fps)) / fps
+    observed = observations(np.repeat(STANDING[None], len(time), axis=0))
+    metre = np.linalg.norm(np.ptp(observed.keypoints[0, :25], axis=0)) / 1.75
+    hidden = (time > 1.0) & (time < 2.0)
+    noise = np.random.default_rng(0).normal(0, 0.15 * metre, (hidden.sum(), 2))
+    observed.keypoints[hidden, 15] += noise
+    observed.keypoints[:, 16, 0] += 0.15 * metre * np.sin(2 * np.pi * 3 * time)
+    seen = repair(observed, [slice(0, len(time))], fps, smoothed=True).visibility
+    assert (seen[(time > 1.25) & (time < 1.75), 15] < 0.35).mean() > 0.7
+    assert (seen[(time < 0.75) | (time > 2.25), 15] > 0.9).all() and (seen[:, 16] > 0.9).all()
+
+
 def test_a_wrist_that_leaps_for_one_frame_is_no_gesture_however_near():
     """Arms come to rest, and turn round, within what muscles can do: 25 cm there and back within a twelfth of a second is too much."""
     fps, size = 24.0, 350.0
