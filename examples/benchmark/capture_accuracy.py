@@ -14,13 +14,14 @@ retargeted, and compared with the truth; one row of the table for each scene, th
   the share not drawn. Of the two versions of a capture the one that draws less is not the better one, so both are of all.
 - `switches`: how often a body joint is switched on or off, beyond what the truth does.
 - `head deg`: median angle between head rotations, where the head is drawn and shown.
-- `exchanged %`: share of frames in which the neck or the head is nearer to another person's.
+- `exchanged %`: share of frames in which the neck or the head is nearer to another person's, and more than 5 % of the stature
+  from its own (people who cross coincide for a moment).
 - `ghosts %`: share of frames without the person (of a truth beyond 0.5 s around) in which a body is drawn.
 - `head out %`: share of frames with the head's middle outside the picture, retargeted onto a close portrait.
 - `feet %`: greatest way that an ankle goes, retargeted onto a standing person, in per cent of the stature; where the driver's
   legs are hidden this is 0 at best.
 
-Where the person is refused (nobody there at the click) everything is lost. `--motions` keeps what was captured, and `--against`
+Where the click is refused the person is taken by index, as a user would have to; a line says so. `--motions` keeps what was captured, and `--against`
 compares with what another version kept: `off there %` and `off here %` are the wrists off of those that both versions draw.
 """
 
@@ -220,25 +221,40 @@ def switches(drawn: np.ndarray) -> int:
     return int(np.abs(np.diff(drawn.astype(int), axis=0)).sum())
 
 
+def stature_of(truth: MotionSequence) -> float:
+    """A person's height in pixels."""
+    return float(np.percentile(np.ptp(truth.body.keypoints[..., 1], axis=1), 90))
+
+
 def errors(motion: MotionSequence, truth: MotionSequence) -> tuple[np.ndarray, np.ndarray]:
     """Which joints `(F, 62)` are drawn, and how far they are from the truth, in statures."""
-    stature = np.percentile(np.ptp(truth.body.keypoints[..., 1], axis=1), 90)
     distance = np.linalg.norm(motion.body.keypoints - truth.body.keypoints, axis=-1)
-    return motion.body.confidence >= 0.5, distance / stature
+    return motion.body.confidence >= 0.5, distance / stature_of(truth)
+
+
+def captured(capture: MediaPipeCapture, video: np.ndarray, truths: list[MotionSequence], label: str) -> MotionSequence:
+    """The motion of the first person, chosen by the place in the first frame: the largest may be another one."""
+    if len(truths) == 1:
+        return capture.capture(list(video), fps=RATE, progress=False)
+    neck = truths[0].body.keypoints[:, JOINT_INDEX["neck"]]
+    try:
+        person = tuple(float(value) for value in neck[0])
+        return capture.capture(list(video), fps=RATE, person=person, progress=False)
+    except ValueError as error:
+        print(f"{label}: {error} The nearest is taken.", file=sys.stderr)
+    motions = [capture.capture(list(video), fps=RATE, person=index, progress=False) for index in range(len(truths))]
+    return min(
+        motions,
+        key=lambda each: np.median(np.linalg.norm(each.body.keypoints[:, JOINT_INDEX["neck"]] - neck, axis=1)),
+    )
 
 
 def compare(
-    motion: MotionSequence | None, truths: list[MotionSequence], shown: list[np.ndarray], stills: tuple, desk: bool
+    motion: MotionSequence, truths: list[MotionSequence], shown: list[np.ndarray], stills: tuple, desk: bool
 ) -> dict[str, float]:
     """One row of the table."""
-    if motion is None or motion.body is None:
-        return dict.fromkeys(COLUMNS, np.nan) | {
-            "PCK": 0.0,
-            "hand PCK": 0.0,
-            "wrists off %": 0.0,
-            "wrists lost %": 100.0,
-        }
     truth, visible = truths[0], shown[0]
+    stature = stature_of(truth)
     drawn, error = errors(motion, truth)
     both = drawn & visible
     row = {
@@ -259,7 +275,8 @@ def compare(
     if len(truths) > 1:
 
         def nearer(points: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
-            return np.linalg.norm(points - places[1], axis=-1) < np.linalg.norm(points - places[0], axis=-1)
+            own, other = (np.linalg.norm(points - place, axis=-1) for place in places[:2])
+            return (other < own) & (own > 0.05 * stature)
 
         by_body = nearer(motion.body.keypoints[:, neck], [each.body.keypoints[:, neck] for each in truths])
         by_head = nearer(motion.head.center, [each.head.center for each in truths])
@@ -280,11 +297,9 @@ def compare(
 
 
 def compare_both(
-    motion: MotionSequence | None, other: MotionSequence | None, truth: MotionSequence, visible: np.ndarray
+    motion: MotionSequence, other: MotionSequence, truth: MotionSequence, visible: np.ndarray
 ) -> dict[str, float]:
     """`BOTH`: of the shown wrists that both motions draw, the share that each draws off."""
-    if motion is None or other is None:
-        return dict.fromkeys(BOTH, np.nan)
     (drawn, error), (drawn_there, error_there) = errors(motion, truth), errors(other, truth)
     wrists = (drawn & drawn_there & visible)[:, WRISTS]
     return {
@@ -313,25 +328,17 @@ def main() -> None:
         rows = []
         for seed in range(arguments.seeds):
             video, truths, shown, _ = render_scene(name, seed, body)
-            # By the place in the first frame that has the person: the largest may be the other one.
-            person = None
-            if len(truths) > 1:
-                person = tuple(float(value) for value in truths[0].body.keypoints[0, JOINT_INDEX["neck"]])
-            try:
-                motion = capture.capture(list(video), fps=RATE, person=person, progress=False)
-            except ValueError as error:
-                print(f"{name}, seed {seed}: {error}", file=sys.stderr)
-                motion = None
+            motion = captured(capture, video, truths, f"{name}, seed {seed}")
             row = compare(motion, truths, shown, stills, name == "desk")
             kept = f"{name}_{seed}.safetensors"
             if arguments.against:
-                path = Path(arguments.against) / kept
-                row |= compare_both(motion, MotionSequence.load(path) if path.is_file() else None, truths[0], shown[0])
+                other = MotionSequence.load(Path(arguments.against) / kept)
+                row |= compare_both(motion, other, truths[0], shown[0])
             rows.append(row)
-            if motion is not None and arguments.motions:
+            if arguments.motions:
                 Path(arguments.motions).mkdir(parents=True, exist_ok=True)
                 motion.save(Path(arguments.motions) / kept)
-            if motion is not None and arguments.pictures:
+            if arguments.pictures:
                 save_picture(Path(arguments.pictures) / f"{name}_{seed}.png", video, motion)
         means = [
             np.nanmean([row[c] for row in rows]) if np.isfinite([row[c] for row in rows]).any() else None

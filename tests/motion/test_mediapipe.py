@@ -789,6 +789,33 @@ def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, mon
         capture.capture(woman, progress=False)
 
 
+def test_an_ear_that_is_taken_for_a_face_turns_no_head_over(capture, media, monkeypatch):
+    """What does not fit the pose has to be found in the mirrored picture, too; otherwise the pose says where the head looks."""
+    from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
+
+    frames = list(VideoReader(media / "drivers" / "fashion_turns.mp4").frames(20, 32))
+    expected = capture.capture(frames, fps=24, progress=False)
+    find = Landmarkers._look_at_face
+    marks = {frame[::16, ::16].tobytes() for frame in frames[4:7]}
+
+    def find_upside_down(self, frame, middle, side):
+        look = find(self, frame, middle, side)
+        if look is None or frame[::16, ::16].tobytes() not in marks:
+            return look
+        return replace(
+            look,
+            points=2 * look.middle - look.points,
+            rotation=np.diag([-1.0, -1.0, 1.0]) @ look.rotation,
+        )
+
+    monkeypatch.setattr(Landmarkers, "_look_at_face", find_upside_down)
+    motion = capture.capture(frames, fps=24, progress=False)
+    turned = np.einsum("fij,fij->f", motion.head.rotation, expected.head.rotation)
+    assert (np.degrees(np.arccos(np.clip((turned - 1) / 2, -1, 1))) < 30).all()
+    assert (motion.body.confidence[:, [1, 2, 5]] >= 0.5).all() and (motion.head.confidence >= 0.5).all()
+    np.testing.assert_allclose(motion.body.keypoints[:, 1], expected.body.keypoints[:, 1], atol=8)
+
+
 def test_who_is_first_seen_with_a_wrong_pose_is_somebody(capture, media):
     """The boy is small in his first frames, and the pose is found too large, on his trunk; his face says where it is."""
     frames = list(VideoReader(media / "cartoon_character.mp4").frames(0, 5))

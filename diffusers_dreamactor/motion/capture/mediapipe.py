@@ -478,6 +478,9 @@ def _agree(
             again = scene.contact.own_parts(frame, again)
             if again is not None:
                 return look, again
+    if person is not None and not landmarkers.confirms_face(frame, look):
+        # Ears and cheeks of a head in profile are taken for faces now and then.
+        return None, person
     if person is not None and not person.visibility[:11].any():
         # Its head was taken for another's; the face is where the head was followed to.
         return look, person
