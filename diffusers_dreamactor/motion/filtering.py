@@ -4,6 +4,8 @@ Pure functions on arrays, time first. All smoothing is symmetric in time (zero p
 and weighs each frame by its confidence. Frames before and after a cut must be given separately.
 """
 
+import itertools
+
 import numpy as np
 from scipy.ndimage import correlate1d
 from scipy.spatial.transform import Rotation, Slerp
@@ -52,56 +54,86 @@ def find_outliers(
     return seen & (deviation > np.maximum(threshold * scale, floor)) & (deviation > 0)
 
 
+# What a person costs whose shoulders face the other way than the hips, for each size that they are apart beyond `_NARROW`.
+_TWIST = 0.25
+_NARROW = 0.04
+# What it costs to begin or to end exchanging.
+_CHANGE = 0.02
+
+
 def find_side_swaps(
-    values: np.ndarray, confidence: np.ndarray, pairs: list[tuple[int, int]] | tuple, size: np.ndarray | float
+    values: np.ndarray,
+    confidence: np.ndarray,
+    groups: list[list[tuple[int, int]]],
+    size: np.ndarray | float,
 ) -> np.ndarray:
     """
     Frames in which an estimator took a person's left for the right.
 
     A swap shows as both points of many pairs jumping to each other's place at once. The path of least movement through
-    the choices "as given" and "swapped" is found by dynamic programming over the clip; a swapped frame has a small cost
-    of its own, so that what is given stays unless swapping moves clearly less. A person who turns around moves through
-    all angles between and is left alone.
+    the choices "as given" and "swapped" of each group is found by dynamic programming over the clip; a swapped frame has a
+    small cost of its own, so that what is given stays unless swapping moves clearly less. A person who turns around moves
+    through all angles between and is left alone. Nobody's groups are turned against each other (shoulders one way, hips the
+    other): seen from the side legs may go on either way, and the arms decide.
 
     Args:
         values (`np.ndarray` of shape `(F, N, D)`): points.
         confidence (`np.ndarray` of shape `(F, N)`): in [0, 1], weights.
-        pairs: index pairs (left, right) that swap together.
+        groups: lists of index pairs (left, right) that swap together, such as arms and legs; the first pair of each says
+            which way the person faces.
         size (`float` or `np.ndarray` of shape `(F,)`): size of the person in the unit of `values`.
 
     Returns:
-        `(F,)` bool, True where left and right should be exchanged.
+        `(F, G)` bool, True where left and right of a group should be exchanged.
     """
-    left, right = (np.asarray(side) for side in zip(*pairs))
+    confidence = np.asarray(confidence)
     values = np.asarray(values, dtype=np.float64) / np.reshape(size, (-1, 1, 1))
-    num_frames = len(values)
-    a, b = values[:, left], values[:, right]
-    weight = np.minimum(confidence[:, left], confidence[:, right])
-    both = np.minimum(weight[1:], weight[:-1])
+    swapped = np.zeros((len(values), len(groups)), dtype=bool)
+    # Across frames without the person, too, sides go on: else they could be exchanged there for nothing.
+    seen = np.flatnonzero(confidence[:, np.ravel([pair for group in groups for pair in group])].any(axis=1))
+    if len(seen) == 0:
+        return swapped
+    values, confidence = values[seen], confidence[seen]
+    states = np.array(list(itertools.product([0, 1], repeat=len(groups))))
 
-    def moved(from_a, from_b, to_a, to_b):
-        distance = np.linalg.norm(from_a - to_a, axis=-1) + np.linalg.norm(from_b - to_b, axis=-1)
-        return (both * np.minimum(distance, 1.0)).sum(axis=1) / np.maximum(both.sum(axis=1), 1e-6)
-
-    straight = moved(a[:-1], b[:-1], a[1:], b[1:])
-    crossed = moved(a[:-1], b[:-1], b[1:], a[1:])
     # Where the sides nearly coincide (seen from the side) either choice moves as little, and the bias decides.
-    bias = 0.02
-    cost = np.array([0.0, bias])
-    came_from = np.zeros((num_frames, 2), dtype=np.int64)
-    for frame in range(1, num_frames):
-        options = np.array(
-            [
-                [cost[0] + straight[frame - 1], cost[1] + crossed[frame - 1]],
-                [cost[0] + crossed[frame - 1], cost[1] + straight[frame - 1]],
-            ]
-        )
-        came_from[frame] = options.argmin(axis=1)
-        cost = options.min(axis=1) + np.array([0.0, bias])
-    swapped = np.zeros(num_frames, dtype=bool)
+    bias = 0.005
+    standing = np.tile(bias * states.sum(axis=1), (len(seen), 1))
+    moving = np.zeros((len(seen) - 1, len(states), len(states)))
+    across, sureness = [], []
+    for number, group in enumerate(groups):
+        left, right = (np.asarray(side) for side in zip(*group))
+        a, b = values[:, left], values[:, right]
+        weight = np.minimum(confidence[:, left], confidence[:, right])
+        both = np.minimum(weight[1:], weight[:-1])
+
+        def moved(to_a, to_b):
+            distance = np.linalg.norm(a[:-1] - to_a, axis=-1) + np.linalg.norm(b[:-1] - to_b, axis=-1)  # noqa: B023
+            return (both * np.minimum(distance, 1.0)).sum(axis=1) / np.maximum(both.sum(axis=1), 1e-6)  # noqa: B023
+
+        stays = states[:, None, number] == states[None, :, number]
+        crossed = moved(b[1:], a[1:]) + _CHANGE
+        moving += np.where(stays, moved(a[1:], b[1:])[:, None, None], crossed[:, None, None])
+        across.append(a[:, 0] - b[:, 0])
+        sureness.append(weight[:, 0])
+    for first, second in itertools.combinations(range(len(groups)), 2):
+        widest = np.maximum(np.linalg.norm(across[first], axis=-1), np.linalg.norm(across[second], axis=-1))
+        alike = np.einsum("fd,fd->f", across[first], across[second]) / np.maximum(widest, 1e-6)
+        same = states[:, first] == states[:, second]
+        against = np.where(same, -alike[:, None], alike[:, None])
+        # Only what is clearly so: seen from the side both are narrow, and what they say is noise.
+        sure = np.minimum(sureness[first], sureness[second])[:, None]
+        standing += _TWIST * sure * np.maximum(against - _NARROW, 0)
+
+    cost = standing[0]
+    came_from = np.zeros(standing.shape, dtype=np.int64)
+    for frame in range(1, len(seen)):
+        options = cost[:, None] + moving[frame - 1]
+        came_from[frame] = options.argmin(axis=0)
+        cost = options.min(axis=0) + standing[frame]
     state = int(cost.argmin())
-    for frame in range(num_frames - 1, -1, -1):
-        swapped[frame] = bool(state)
+    for frame in range(len(seen) - 1, -1, -1):
+        swapped[seen[frame]] = states[state]
         state = came_from[frame, state]
     return swapped
 

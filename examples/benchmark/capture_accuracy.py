@@ -2,7 +2,7 @@
 How exact capture and retargeting are, on rendered people whose joints are known.
 
     python examples/benchmark/capture_accuracy.py [--models FOLDER] [--body FILE] [--scenes desk crossing ...] [--seeds 2]
-        [--pictures FOLDER]
+        [--pictures FOLDER] [--motions FOLDER] [--against FOLDER]
 
 People of `examples/synthetic` (extra `synthetic`) are rendered at 640x480 and 24 frames/s: behind a desk, entering and
 leaving, gesturing fast, turning right round, crossing, in contact and hugging. Each scene is captured by `MediaPipeCapture`,
@@ -10,14 +10,19 @@ retargeted, and compared with the truth; one row of the table for each scene, th
 
 - `body %`, `hand %`: median distance of keypoints that the picture shows, in per cent of the person's stature.
 - `PCK`: share of shown body joints drawn within 5 % of the stature; `hand PCK`: of hand joints within 2 %.
-- `wrists off %`: share of drawn, shown wrists more than 5 % of the stature away.
+- `wrists off %`, `wrists lost %`: of all wrists that the picture shows, the share drawn more than 5 % of the stature away, and
+  the share not drawn. Of the two versions of a capture the one that draws less is not the better one, so both are of all.
 - `switches`: how often a body joint is switched on or off, beyond what the truth does.
 - `head deg`: median angle between head rotations, where the head is drawn and shown.
-- `exchanged %`: share of frames in which the neck or the head is nearer to another person's.
+- `exchanged %`: share of frames in which the neck or the head is nearer to another person's, and more than 5 % of the stature
+  from its own (people who cross coincide for a moment).
 - `ghosts %`: share of frames without the person (of a truth beyond 0.5 s around) in which a body is drawn.
 - `head out %`: share of frames with the head's middle outside the picture, retargeted onto a close portrait.
 - `feet %`: greatest way that an ankle goes, retargeted onto a standing person, in per cent of the stature; where the driver's
   legs are hidden this is 0 at best.
+
+Where the click is refused the person is taken by index, as a user would have to; a line says so. `--motions` keeps what was captured, and `--against`
+compares with what another version kept: `off there %` and `off here %` are the wrists off of those that both versions draw.
 """
 
 import argparse
@@ -52,6 +57,7 @@ COLUMNS = (
     "hand %",
     "hand PCK",
     "wrists off %",
+    "wrists lost %",
     "switches",
     "head deg",
     "exchanged %",
@@ -59,6 +65,8 @@ COLUMNS = (
     "head out %",
     "feet %",
 )
+# With `--against`
+BOTH = ("off there %", "off here %")
 WRISTS = [JOINT_INDEX["right_wrist"], JOINT_INDEX["left_wrist"]]
 ANKLES = [JOINT_INDEX["right_ankle"], JOINT_INDEX["left_ankle"]]
 HANDS = [*range(LEFT_HAND.start, LEFT_HAND.stop), *range(RIGHT_HAND.start, RIGHT_HAND.stop)]
@@ -213,23 +221,49 @@ def switches(drawn: np.ndarray) -> int:
     return int(np.abs(np.diff(drawn.astype(int), axis=0)).sum())
 
 
+def stature_of(truth: MotionSequence) -> float:
+    """A person's height in pixels."""
+    return float(np.percentile(np.ptp(truth.body.keypoints[..., 1], axis=1), 90))
+
+
+def errors(motion: MotionSequence, truth: MotionSequence) -> tuple[np.ndarray, np.ndarray]:
+    """Which joints `(F, 62)` are drawn, and how far they are from the truth, in statures."""
+    distance = np.linalg.norm(motion.body.keypoints - truth.body.keypoints, axis=-1)
+    return motion.body.confidence >= 0.5, distance / stature_of(truth)
+
+
+def captured(capture: MediaPipeCapture, video: np.ndarray, truths: list[MotionSequence], label: str) -> MotionSequence:
+    """The motion of the first person, chosen by the place in the first frame: the largest may be another one."""
+    if len(truths) == 1:
+        return capture.capture(list(video), fps=RATE, progress=False)
+    neck = truths[0].body.keypoints[:, JOINT_INDEX["neck"]]
+    try:
+        person = tuple(float(value) for value in neck[0])
+        return capture.capture(list(video), fps=RATE, person=person, progress=False)
+    except ValueError as error:
+        print(f"{label}: {error} The nearest is taken.", file=sys.stderr)
+    motions = [capture.capture(list(video), fps=RATE, person=index, progress=False) for index in range(len(truths))]
+    return min(
+        motions,
+        key=lambda each: np.median(np.linalg.norm(each.body.keypoints[:, JOINT_INDEX["neck"]] - neck, axis=1)),
+    )
+
+
 def compare(
     motion: MotionSequence, truths: list[MotionSequence], shown: list[np.ndarray], stills: tuple, desk: bool
 ) -> dict[str, float]:
     """One row of the table."""
     truth, visible = truths[0], shown[0]
-    stature = np.percentile(
-        np.linalg.norm(np.diff(np.sort(truth.body.keypoints[..., 1])[:, [0, -1]], axis=1), axis=1), 90
-    )
-    drawn = motion.body.confidence >= 0.5
-    error = np.linalg.norm(motion.body.keypoints - truth.body.keypoints, axis=-1) / stature
+    stature = stature_of(truth)
+    drawn, error = errors(motion, truth)
     both = drawn & visible
     row = {
         "body %": 100 * np.median(error[:, BODY][both[:, BODY]]),
         "PCK": 100 * np.mean((error < 0.05)[:, BODY][visible[:, BODY]] & drawn[:, BODY][visible[:, BODY]]),
         "hand %": 100 * np.median(error[:, HANDS][both[:, HANDS]]) if both[:, HANDS].any() else np.nan,
         "hand PCK": 100 * np.mean(((error < 0.02) & drawn)[:, HANDS][visible[:, HANDS]]),
-        "wrists off %": 100 * np.mean(error[:, WRISTS][both[:, WRISTS]] > 0.05) if both[:, WRISTS].any() else np.nan,
+        "wrists off %": 100 * np.mean((drawn & (error > 0.05))[:, WRISTS][visible[:, WRISTS]]),
+        "wrists lost %": 100 * np.mean(~drawn[:, WRISTS][visible[:, WRISTS]]),
         "switches": max(0, switches(drawn[:, BODY]) - switches(visible[:, BODY])),
     }
     heads = (motion.head.confidence >= 0.5) & visible[:, JOINT_INDEX["nose"]]
@@ -241,7 +275,8 @@ def compare(
     if len(truths) > 1:
 
         def nearer(points: np.ndarray, places: list[np.ndarray]) -> np.ndarray:
-            return np.linalg.norm(points - places[1], axis=-1) < np.linalg.norm(points - places[0], axis=-1)
+            own, other = (np.linalg.norm(points - place, axis=-1) for place in places[:2])
+            return (other < own) & (own > 0.05 * stature)
 
         by_body = nearer(motion.body.keypoints[:, neck], [each.body.keypoints[:, neck] for each in truths])
         by_head = nearer(motion.head.center, [each.head.center for each in truths])
@@ -261,6 +296,18 @@ def compare(
     return row
 
 
+def compare_both(
+    motion: MotionSequence, other: MotionSequence, truth: MotionSequence, visible: np.ndarray
+) -> dict[str, float]:
+    """`BOTH`: of the shown wrists that both motions draw, the share that each draws off."""
+    (drawn, error), (drawn_there, error_there) = errors(motion, truth), errors(other, truth)
+    wrists = (drawn & drawn_there & visible)[:, WRISTS]
+    return {
+        name: 100 * np.mean(each[:, WRISTS][wrists] > 0.05) if wrists.any() else np.nan
+        for name, each in zip(BOTH, (error_there, error))
+    }
+
+
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -269,26 +316,33 @@ def main() -> None:
     parser.add_argument("--scenes", nargs="+", choices=SCENES, default=SCENES)
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--pictures", help="folder for a contact sheet of each scene, with what was captured")
+    parser.add_argument("--motions", help="folder to keep the captured motions in")
+    parser.add_argument("--against", help="folder with the motions that another version kept, to be compared with")
     arguments = parser.parse_args()
+    columns = COLUMNS + (BOTH if arguments.against else ())
     body = load_body(arguments.body)
     capture = MediaPipeCapture.from_pretrained(arguments.models)
     stills = references(body)
-    print("| scene | " + " | ".join(COLUMNS) + " |\n|---" + "|---" * len(COLUMNS) + "|", flush=True)
+    print("| scene | " + " | ".join(columns) + " |\n|---" + "|---" * len(columns) + "|", flush=True)
     for name in arguments.scenes:
         rows = []
         for seed in range(arguments.seeds):
             video, truths, shown, _ = render_scene(name, seed, body)
-            # By the place in the first frame that has the person: the largest may be the other one.
-            person = None
-            if len(truths) > 1:
-                person = tuple(float(value) for value in truths[0].body.keypoints[0, JOINT_INDEX["neck"]])
-            motion = capture.capture(list(video), fps=RATE, person=person, progress=False)
-            rows.append(compare(motion, truths, shown, stills, name == "desk"))
+            motion = captured(capture, video, truths, f"{name}, seed {seed}")
+            row = compare(motion, truths, shown, stills, name == "desk")
+            kept = f"{name}_{seed}.safetensors"
+            if arguments.against:
+                other = MotionSequence.load(Path(arguments.against) / kept)
+                row |= compare_both(motion, other, truths[0], shown[0])
+            rows.append(row)
+            if arguments.motions:
+                Path(arguments.motions).mkdir(parents=True, exist_ok=True)
+                motion.save(Path(arguments.motions) / kept)
             if arguments.pictures:
                 save_picture(Path(arguments.pictures) / f"{name}_{seed}.png", video, motion)
         means = [
             np.nanmean([row[c] for row in rows]) if np.isfinite([row[c] for row in rows]).any() else None
-            for c in COLUMNS
+            for c in columns
         ]
         print(f"| {name} | " + " | ".join("" if mean is None else f"{mean:.2f}" for mean in means) + " |", flush=True)
 

@@ -188,14 +188,46 @@ def walking_legs():
 def test_side_swaps_are_repaired_and_passing_legs_are_not_swaps():
     legs, pairs = walking_legs(), [(0, 1), (2, 3)]
     confidence = np.ones(legs.shape[:2])
-    assert not find_side_swaps(legs, confidence, pairs, 300.0).any()
+    assert not find_side_swaps(legs, confidence, [pairs], 300.0).any()
     swapped = legs.copy()
     for span in (slice(7, 10), slice(35, 36), slice(50, 54)):
         swapped[span] = legs[span][:, [1, 0, 3, 2]]
-    found = find_side_swaps(swapped, confidence, pairs, 300.0)
+    found = find_side_swaps(swapped, confidence, [pairs], 300.0)[:, 0]
     expected = np.zeros(60, dtype=bool)
     expected[[7, 8, 9, 35, 50, 51, 52, 53]] = True
     np.testing.assert_array_equal(found, expected)
+
+
+def turning_person():
+    """Shoulders, elbows, wrists, hips, knees and ankles (left, right) of somebody who turns right round in 60 frames."""
+    angle = np.linspace(0, 2 * np.pi, 60)
+    reach = np.array([20.0, -20.0, 45.0, -60.0, 50.0, -90.0, 12.0, -12.0, 14.0, -14.0, 15.0, -15.0])
+    heights = np.array([0.0, 0, 30, 40, -40, 70, 60, 60, 100, 100, 140, 140])
+    return np.stack([reach * np.cos(angle)[:, None], np.broadcast_to(heights, (60, 12))], axis=-1)
+
+
+def test_sides_go_on_where_nobody_is_found():
+    person, arms = turning_person(), [(0, 1), (2, 3), (4, 5)]
+    given, confidence = person.copy(), np.ones(person.shape[:2])
+    given[3:9] = given[3:9][:, [1, 0, 3, 2, 5, 4, *range(6, 12)]]
+    confidence[[8, 9]] = 0
+    found = find_side_swaps(given, confidence, [arms], 300.0)[:, 0]
+    np.testing.assert_array_equal(np.flatnonzero(found), [3, 4, 5, 6, 7])
+
+
+def test_legs_are_turned_as_the_arms_are():
+    """From the side legs coincide, and may go on either way; nobody's hips face the other way than the shoulders."""
+    person, arms, legs = turning_person(), [(0, 1), (2, 3), (4, 5)], [(6, 7), (8, 9), (10, 11)]
+    given = person.copy()
+    behind = np.abs(np.arange(60) - 30) < 14
+    front = behind & (np.arange(60) % 7 > 2)
+    given[front] = given[front][:, [1, 0, 3, 2, 5, 4, *range(6, 12)]]
+    given[behind] = given[behind][:, [*range(6), 7, 6, 9, 8, 11, 10]]
+    found = find_side_swaps(given, np.ones(person.shape[:2]), [arms, legs], 150.0)
+    np.testing.assert_array_equal(found[:, 0], front)
+    # Where they coincide either is right.
+    clear = np.abs(person[:, 6, 0] - person[:, 7, 0]) > 6
+    np.testing.assert_array_equal(found[clear, 1], behind[clear])
 
 
 def test_short_gaps_are_bridged_and_long_ones_fade():

@@ -737,6 +737,38 @@ def test_hands_a_headless_torso_and_a_chart_are_nobody(capture, media):
             pytest.fail(what)
 
 
+def test_a_headless_figure_within_the_picture_is_nobody(capture, media):
+    """The pose landmarker sees it as surely as a person; from behind, people have no face either."""
+    turns = list(VideoReader(media / "drivers" / "fashion_turns.mp4"))
+    for frames in (turns[20:32:2], turns[-12::2]):
+        headless = [frame.copy() for frame in frames]
+        for frame in headless:
+            # the wall, down to the collarbones
+            frame[:215, 265:455] = np.median(frame[:215, :20], axis=1, keepdims=True)
+        with pytest.raises(ValueError, match="shows no person"):
+            capture.capture(headless, fps=12, progress=False)
+    back = np.asarray(Image.open(media / "drivers" / "reference_full_body.png").convert("RGB"))
+    motion = capture.capture([back] * 6, fps=12, progress=False)
+    assert (motion.body.confidence[:, [1, 2, 5]] >= 0.5).all()
+
+
+def test_a_head_is_what_goes_on_above_the_shoulders():
+    from diffusers_dreamactor.motion.capture.appearance import head_outline
+
+    world, keypoints = np.zeros((33, 3)), np.zeros((33, 2))
+    world[[11, 12, 23, 24], :2] = [[0.2, -0.5], [-0.2, -0.5], [0.1, 0], [-0.1, 0]]
+    y, x = np.mgrid[:300, :200]
+    trunk = (np.abs(x - 100) < 50) & (y > 140) & (y < 240)
+    head = np.hypot((x - 100) / 16, (y - 95) / 24) < 1
+    for turn in (0, 90):
+        turned = Rotation.from_euler("z", turn, degrees=True).as_matrix()[:2, :2]
+        keypoints[:] = 200 * world[:, :2] @ turned.T + ([100, 240] if turn == 0 else [60, 100])
+        for shape, area in ((trunk, 0.0), (trunk | head, np.pi * 0.08 * 0.12)):
+            mask = np.where(shape, 1.0, 0.5)
+            mask = mask if turn == 0 else np.rot90(mask, -1)
+            assert abs(head_outline(mask, keypoints, world) - area) < 0.003
+
+
 def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, monkeypatch):
     """The mirrored picture has to give the face as well; and one frame of many is no person."""
     from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
@@ -755,6 +787,33 @@ def test_a_pattern_that_looks_like_a_face_for_once_is_nobody(capture, media, mon
     monkeypatch.setattr(Landmarkers, "_look_at_face", see_one_side)
     with pytest.raises(ValueError, match="shows no person"):
         capture.capture(woman, progress=False)
+
+
+def test_an_ear_that_is_taken_for_a_face_turns_no_head_over(capture, media, monkeypatch):
+    """What does not fit the pose has to be found in the mirrored picture, too; otherwise the pose says where the head looks."""
+    from diffusers_dreamactor.motion.capture.landmarkers import Landmarkers
+
+    frames = list(VideoReader(media / "drivers" / "fashion_turns.mp4").frames(20, 32))
+    expected = capture.capture(frames, fps=24, progress=False)
+    find = Landmarkers._look_at_face
+    marks = {frame[::16, ::16].tobytes() for frame in frames[4:7]}
+
+    def find_upside_down(self, frame, middle, side):
+        look = find(self, frame, middle, side)
+        if look is None or frame[::16, ::16].tobytes() not in marks:
+            return look
+        return replace(
+            look,
+            points=2 * look.middle - look.points,
+            rotation=np.diag([-1.0, -1.0, 1.0]) @ look.rotation,
+        )
+
+    monkeypatch.setattr(Landmarkers, "_look_at_face", find_upside_down)
+    motion = capture.capture(frames, fps=24, progress=False)
+    turned = np.einsum("fij,fij->f", motion.head.rotation, expected.head.rotation)
+    assert (np.degrees(np.arccos(np.clip((turned - 1) / 2, -1, 1))) < 30).all()
+    assert (motion.body.confidence[:, [1, 2, 5]] >= 0.5).all() and (motion.head.confidence >= 0.5).all()
+    np.testing.assert_allclose(motion.body.keypoints[:, 1], expected.body.keypoints[:, 1], atol=8)
 
 
 def test_who_is_first_seen_with_a_wrong_pose_is_somebody(capture, media):
@@ -846,6 +905,31 @@ def test_a_wrist_that_is_elsewhere_for_some_frames_is_no_gesture(length):
     repaired = repair(elsewhere, [slice(0, 48)], fps, smoothed=False)
     np.testing.assert_allclose(repaired.keypoints[:, 15], steady.keypoints[:, 15], atol=1.0)
     wave = PoseObservations(*(array.copy() for array in vars(steady).values()))
-    wave.keypoints[:, 15, 0] += 0.15 * size * np.exp(-(((np.arange(48) - 20) / 1.2) ** 2))
+    wave.keypoints[:, 15, 0] += 0.1 * size * np.exp(-(((np.arange(48) - 20) / 1.2) ** 2))
     kept = repair(wave, [slice(0, 48)], fps, smoothed=False)
     np.testing.assert_allclose(kept.keypoints[:, 15], wave.keypoints[:, 15], atol=1.0)
+
+
+@pytest.mark.parametrize("fps", [24.0, 60.0])
+def test_a_wrist_that_shakes_as_no_arm_can_is_not_seen(fps):
+    """Something hides it, and the estimator is as sure of it as ever. A hand that is waved is seen."""
+    time = np.arange(int(3 * fps)) / fps
+    observed = observations(np.repeat(STANDING[None], len(time), axis=0))
+    metre = np.linalg.norm(np.ptp(observed.keypoints[0, :25], axis=0)) / 1.75
+    hidden = (time > 1.0) & (time < 2.0)
+    noise = np.random.default_rng(0).normal(0, 0.15 * metre, (hidden.sum(), 2))
+    observed.keypoints[hidden, 15] += noise
+    observed.keypoints[:, 16, 0] += 0.15 * metre * np.sin(2 * np.pi * 3 * time)
+    seen = repair(observed, [slice(0, len(time))], fps, smoothed=True).visibility
+    assert (seen[(time > 1.25) & (time < 1.75), 15] < 0.35).mean() > 0.7
+    assert (seen[(time < 0.75) | (time > 2.25), 15] > 0.9).all() and (seen[:, 16] > 0.9).all()
+
+
+def test_a_wrist_that_leaps_for_one_frame_is_no_gesture_however_near():
+    """Arms come to rest, and turn round, within what muscles can do: 25 cm there and back within a twelfth of a second is too much."""
+    fps, size = 24.0, 350.0
+    steady = observations(np.repeat(STANDING[None], 48, axis=0))
+    leaping = PoseObservations(*(array.copy() for array in vars(steady).values()))
+    leaping.keypoints[20, [15, 16]] += [0.1 * size, 0.0]
+    repaired = repair(leaping, [slice(0, 48)], fps, smoothed=False)
+    np.testing.assert_allclose(repaired.keypoints[:, [15, 16]], steady.keypoints[:, [15, 16]], atol=1.0)

@@ -16,6 +16,10 @@ _FACE = list(range(11))
 # Likeness of colours (Bhattacharyya): a part is another's if it is this much more like theirs, and nobody's under this.
 _CLEARLY_MORE = 0.1
 _NOBODYS = 0.35
+# Where a head is, in metres from the middle of the shoulders along the trunk and to both sides of it: without the neck.
+_HEAD_BEGINS, _HEAD_ENDS, _HEAD_REACH = 0.08, 0.40, 0.13
+# From here on a segmentation is sure of what is the figure's; it dreams up pale heads for headless ones.
+_SURELY_FIGURE = 0.9
 # Side of a followed head's picture in pixels; it shows this many sides of the face, and is looked for that far around.
 _TEMPLATE = 24
 _TEMPLATE_SIDES = 1.6
@@ -63,6 +67,26 @@ def part_colours(frame: np.ndarray, keypoints: np.ndarray, visibility: np.ndarra
             points = keypoints[start] + np.array([[0.25], [0.5], [0.75]]) * (keypoints[end] - keypoints[start])
             colours[part] = _histogram(np.concatenate([_square(frame, point, 0.1 * wide) for point in points]))
     return colours
+
+
+def head_outline(mask: np.ndarray, keypoints: np.ndarray, world: np.ndarray) -> float:
+    """
+    How much of a figure there is above the shoulders, where a head would be, in square metres.
+
+    Args:
+        mask (`(H, W)`): in [0, 1], what is the figure's.
+        keypoints (`(33, 2)`), world (`(33, 3)`): its pose, in pixels of `mask` and in metres.
+    """
+    trunk = [11, 12, 23, 24]
+    spread, metres = (points[trunk, :2] - points[trunk, :2].mean(axis=0) for points in (keypoints, world))
+    scale = max(np.linalg.norm(spread), 1e-6) / max(np.linalg.norm(metres), 1e-6)
+    shoulders, hips = keypoints[[11, 12]].mean(axis=0), keypoints[[23, 24]].mean(axis=0)
+    up = (shoulders - hips) / max(np.linalg.norm(shoulders - hips), 1e-6)
+    y, x = np.mgrid[: mask.shape[0], : mask.shape[1]]
+    x, y = (x - shoulders[0]) / scale, (y - shoulders[1]) / scale
+    along, across = x * up[0] + y * up[1], y * up[0] - x * up[1]
+    place = (along > _HEAD_BEGINS) & (along < _HEAD_ENDS) & (np.abs(across) < _HEAD_REACH)
+    return float((mask[place] > _SURELY_FIGURE).sum() / scale**2)
 
 
 @dataclass(eq=False)

@@ -28,10 +28,19 @@ _LEGS = [(23, 24), (25, 26), (27, 28), (29, 30), (31, 32)]
 _EARS = [7, 8]
 # A hand seen for a shorter time than this is a false alarm.
 _SHORTEST_HAND_SECONDS = 0.12
-# Limbs go up to about 8 m/s in quick gestures; a jump of one frame that is faster, there and back, was another place.
-# In extents of the person (about 1.7 m) a second, and in metres a second.
-_FASTEST = 4.5
+# Limbs go up to about 8 m/s in quick gestures, and a hand waved by 15 cm five times a second turns round at 150 m/s2; a jump
+# of one frame that is faster, there and back, was another place.
 _FASTEST_METRES = 8.0
+_HARDEST_METRES = 150.0
+# What shakes with more than this (m/s2, the median over so many seconds) is not seen: of wrists in rendered videos 4 % are off
+# below it, and half of them above it.
+_SHAKING_METRES = 100.0
+_SHAKING_SECONDS = 0.33
+# Elbows, wrists and what of the hands the pose has; and the confidence of those that are guessed.
+_ARM_POINTS = slice(13, 23)
+_GUESSED = 0.2
+# An extent of the person in metres.
+_EXTENT_METRES = 1.75
 # A jump is only believed of a point that the estimator is this sure to see.
 _SURE = 0.7
 
@@ -118,9 +127,8 @@ def exchange_sides(observed: PoseObservations, shots: list[slice]) -> PoseObserv
             continue
         points = (part.keypoints, part.world, part.visibility)
         size = _size(part)
-        swapped = find_side_swaps(part.keypoints, part.visibility, _LEGS, size)
-        _exchange(points, swapped, _LEGS)
-        swapped = find_side_swaps(part.keypoints, part.visibility, _ARMS, size)
+        swapped, legs = find_side_swaps(part.keypoints, part.visibility, [_ARMS, _LEGS], size).T
+        _exchange(points, legs, _LEGS)
         _exchange(points, swapped, _ARMS)
         for values in (part.hand_keypoints, part.hand_world, part.hand_score):
             values[swapped] = values[swapped][:, ::-1]
@@ -141,21 +149,51 @@ def _exchange(points: tuple[np.ndarray, ...], frames: np.ndarray, pairs: list[tu
         values[frames] = exchanged
 
 
-def _false_jumps(values: np.ndarray, confidence: np.ndarray, fps: float, floor: float, fastest: float) -> np.ndarray:
+def _false_jumps(values: np.ndarray, confidence: np.ndarray, fps: float, floor: float, metre: float) -> np.ndarray:
     """
     Outliers `(F, N)` bool of points `values` `(F, N, D)`: those that `find_outliers` finds, but for those that a fast movement
-    explains: seen surely, and reached or left no faster than `fastest` a second. A median cuts the peaks of gestures.
+    explains: seen surely, and reached and left no faster, and turned round no harder, than arms do. A median cuts the peaks of
+    gestures. `floor`, the least jump, and a `metre` are in the unit of `values`.
     """
     outlier = find_outliers(values, confidence, threshold=8.0, floor=floor)
-    speed = np.linalg.norm(np.diff(values, axis=0), axis=-1) * fps
+    speed = np.linalg.norm(np.diff(values, axis=0), axis=-1) * fps / metre
+    turn = np.linalg.norm(np.diff(values, n=2, axis=0), axis=-1) * fps**2 / metre
     for joint in np.flatnonzero(outlier.any(axis=0)):
         edges = np.flatnonzero(np.diff(np.concatenate([[0], outlier[:, joint].astype(int), [0]])))
         for start, stop in edges.reshape(-1, 2):
             # On its whole way there and back: within another place a limb is as slow as anywhere.
             way = speed[max(start - 1, 0) : stop, joint]
-            if (way < fastest).all() and (confidence[start:stop, joint] >= _SURE).all():
+            # From the frame before to the one after: `turn` begins with the second frame.
+            force = turn[max(start - 2, 0) : stop, joint]
+            possible = (way < _FASTEST_METRES).all() and (force < _HARDEST_METRES).all()
+            if possible and (confidence[start:stop, joint] >= _SURE).all():
                 outlier[start:stop, joint] = False
     return outlier
+
+
+def _shaking(values: np.ndarray, confidence: np.ndarray, fps: float, metre: float) -> np.ndarray:
+    """
+    Frames `(F, N)` bool in which points `values` `(F, N, D)` shake harder than limbs do: their usual acceleration around the frame
+    is beyond `_SHAKING_METRES`. Whatever the estimator says of them, it guesses, mostly because something hides them.
+    """
+    # Over steps of a 24th of a second: over shorter ones the noise of a still point is as large.
+    step = max(1, round(fps / 24))
+    reach = round(_SHAKING_SECONDS * fps / 2)
+    num_frames = len(values)
+    force = np.full(confidence.shape, np.nan)
+    if num_frames <= 2 * step:
+        return np.zeros(confidence.shape, dtype=bool)
+    before, middle, after = slice(0, -2 * step), slice(step, -step), slice(2 * step, None)
+    turn = values[before] - 2 * values[middle] + values[after]
+    force[middle] = np.linalg.norm(turn, axis=-1) * (fps / step) ** 2 / metre
+    known = np.minimum(np.minimum(confidence[before], confidence[middle]), confidence[after]) >= 0.5
+    force[middle] = np.where(known, force[middle], np.nan)
+    padded = np.pad(force, ((reach, reach), (0, 0)), constant_values=np.nan)
+    windows = np.lib.stride_tricks.sliding_window_view(padded, 2 * reach + 1, axis=0)
+    enough = np.isfinite(windows).sum(axis=-1) >= 3
+    usual = np.zeros(confidence.shape)
+    usual[enough] = np.nanmedian(windows[enough], axis=-1)
+    return usual > _SHAKING_METRES
 
 
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
@@ -168,8 +206,12 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
     seen = observed.seen
     if num_frames > 1 and seen.any():
         size = _size(observed)
-        outlier = _false_jumps(keypoints, confidence, fps, 0.04 * size, _FASTEST * size)
-        outlier |= _false_jumps(world, confidence, fps, 0.06, _FASTEST_METRES)
+        outlier = _false_jumps(keypoints, confidence, fps, 0.04 * size, size / _EXTENT_METRES)
+        outlier |= _false_jumps(world, confidence, fps, 0.06, 1.0)
+        shaking = _shaking(keypoints[:, _ARM_POINTS], confidence[:, _ARM_POINTS], fps, size / _EXTENT_METRES)
+        confidence[:, _ARM_POINTS] = np.where(
+            shaking, np.minimum(confidence[:, _ARM_POINTS], _GUESSED), confidence[:, _ARM_POINTS]
+        )
         known = np.where(outlier, 0.0, confidence)
         # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person
         # and outliers are gaps.

@@ -23,7 +23,7 @@ from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
 from .hands import find_hands
 from .head_pose import FaceLook, head_guess
-from .landmarkers import FACE_CROP, PEOPLE_WORKERS, Landmarkers
+from .landmarkers import FACE_CROP, PEOPLE_WORKERS, SURE, Landmarkers
 from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
@@ -218,8 +218,8 @@ class MediaPipeCapture:
                     track = survey.tracker.tracks[number]
                     tries = len(track.detections)
                     # Now and then until it is sure: somebody may come in headless, or be hidden at first.
-                    if not track.confirmed and (tries & (tries - 1) == 0 or tries % 64 == 0):
-                        track.confirmed = landmarkers.confirms_person(frame, person, index % PEOPLE_WORKERS)
+                    if track.votes < SURE and (tries & (tries - 1) == 0 or tries % 64 == 0):
+                        track.votes += landmarkers.confirms_person(frame, person)
                 survey.num_frames += 1
                 bar.update()
 
@@ -478,6 +478,9 @@ def _agree(
             again = scene.contact.own_parts(frame, again)
             if again is not None:
                 return look, again
+    if person is not None and not landmarkers.confirms_face(frame, look):
+        # Ears and cheeks of a head in profile are taken for faces now and then.
+        return None, person
     if person is not None and not person.visibility[:11].any():
         # Its head was taken for another's; the face is where the head was followed to.
         return look, person

@@ -100,7 +100,7 @@ def drop_duplicates(people: list[Person]) -> list[Person]:
 class Track:
     """
     One person over time: `detections` by frame number, what the trunk (`appearance`) and all parts (`wardrobe`) look like, and
-    whether it is `confirmed` that this is a person.
+    `votes` of frames for, less those against, this being a person (`Landmarkers.confirms_person`).
     """
 
     id: int
@@ -109,7 +109,12 @@ class Track:
     wardrobe: Wardrobe = field(default_factory=Wardrobe)
     velocity: np.ndarray = field(default_factory=lambda: np.zeros(2))
     contested_until: int = -1
-    confirmed: bool = False
+    votes: int = 0
+
+    @property
+    def confirmed(self) -> bool:
+        """Whether this is a person."""
+        return self.votes > 0
 
     @property
     def last_frame(self) -> int:
