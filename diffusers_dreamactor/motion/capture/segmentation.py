@@ -158,6 +158,8 @@ class PersonSegmenter:
         others = {}
         for track in self._others.tracks:
             person = track.detections[track.last_frame]
+            # only the latest: the memory of an hour of video does not grow
+            track.detections = {track.last_frame: person}
             if index - track.last_frame > self._others.max_gap or not near(person.box, np.concatenate([low, high])):
                 continue
             middle, side = (person.box[:2] + person.box[2:]) / 2, 1.3 * (person.box[2:] - person.box[:2]).max()
