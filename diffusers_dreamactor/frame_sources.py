@@ -242,7 +242,9 @@ class VideoFile:
         intervals = np.diff(seconds)
         nominal = None
         if len(intervals):
-            near = np.abs(intervals / np.median(intervals) - 1) < 0.25
+            # one of them, not the mean of two that may be far apart
+            middle = np.quantile(intervals, 0.5, method="lower")
+            near = np.abs(intervals / middle - 1) < 0.25
             nominal = 1 / intervals[near].mean()
         for rate in rates:
             # A frame that was dropped makes the average lower than the rate.

@@ -214,6 +214,18 @@ def test_bursts_and_jitter_lose_no_frame(tmp_path, suffix):
         assert np.abs(first_shown - seconds).max() < 1 / rate
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("seconds, rate", [([0, 0.1, 0.5], 10), ([0, 0.04, 0.3, 0.34, 0.6], 25)])
+def test_two_intervals_as_often_have_the_rate_of_the_shorter(tmp_path, seconds, rate):
+    # A camera's recording that stuttered: no frame lasts as long as the mean of the two in the middle.
+    path = tmp_path / "stutter.mkv"
+    write_with_pts(path, [round(second * 1000) for second in seconds], Fraction(1, 1000))
+    reader = VideoReader(path)
+    assert reader.fps == pytest.approx(rate, rel=0.01) and list(dict.fromkeys(numbers(reader))) == [
+        *range(len(seconds))
+    ]
+
+
 @pytest.mark.parametrize("dropped", [1, 9, 10, 18])
 def test_a_dropped_frame_does_not_change_the_rate(tmp_path, dropped):
     path = tmp_path / "dropped.mp4"
