@@ -44,8 +44,12 @@ def assemble(folder: Path) -> None:
 
 def draw_gallery() -> None:
     """The moving thumbnails: what a click on them performs, by the bundled model."""
+    import numpy as np
     from app import GALLERY, studio
+    from PIL import Image
     from studio import Request, Sampling, Visit, _save_moving
+
+    from diffusers_dreamactor.media import VideoReader
 
     config = studio.pipe.config
     for name, (avatar, motion) in GALLERY.items():
@@ -59,14 +63,11 @@ def draw_gallery() -> None:
         sampling = Sampling(config.num_inference_steps, config.guidance_scale)
         for film in studio.animate(inputs, sampling, visit, visit.ask(), lambda share, sentence: None):
             last = film
-        from PIL import Image
-
-        from diffusers_dreamactor.media import VideoReader
-
         step = max(1, round(inputs.fps / 12))
-        frames = [
-            Image.fromarray(frame).resize((128, 128), Image.Resampling.BICUBIC) for frame in VideoReader(last.film)
-        ]
+        # the thumbnails are square: what stands beside a tall picture is its edge
+        edge = (inputs.height - inputs.width) // 2
+        wide = [np.pad(frame, ((0, 0), (edge, edge), (0, 0)), mode="edge") for frame in VideoReader(last.film)]
+        frames = [Image.fromarray(frame).resize((128, 128), Image.Resampling.BICUBIC) for frame in wide]
         _save_moving(frames[::step], inputs.fps / step, HERE / "gallery" / f"{name.replace(' ', '-')}.webp")
         visit.close()
         print(f"drew {name}", flush=True)
