@@ -105,6 +105,12 @@ def face_look(yaw, middle=(320.0, 100.0)) -> FaceLook:
     )
 
 
+def test_no_head_turns_round_within_a_frame():
+    ahead, aside = face_look(0), face_look(40)
+    assert aside.can_follow(ahead, 2 / 24) and not aside.can_follow(ahead, 1 / 24)
+    assert ahead.can_follow(aside, 2 / 24) and not ahead.can_follow(aside, 1 / 24)
+
+
 def turning_clip():
     """Somebody who turns from the camera to the back and on; the face is seen up to 60 degrees."""
     yaw = np.linspace(0, 180, 61)
