@@ -32,13 +32,12 @@ _SHORTEST_HAND_SECONDS = 0.12
 # of one frame that is faster, there and back, was another place.
 _FASTEST_METRES = 8.0
 _HARDEST_METRES = 150.0
-# What shakes with more than this (m/s2, the median over so many seconds) is not seen: of wrists in rendered videos 4 % are off
+# What shakes with more than this (m/s2, the median over so many seconds) is a gap: of wrists in rendered videos 4 % are off
 # below it, and half of them above it.
 _SHAKING_METRES = 100.0
 _SHAKING_SECONDS = 0.33
-# Elbows, wrists and what of the hands the pose has; and the confidence of those that are guessed.
+# Elbows, wrists and what of the hands the pose has.
 _ARM_POINTS = slice(13, 23)
-_GUESSED = 0.2
 # An extent of the person in metres.
 _EXTENT_METRES = 1.75
 # A jump is only believed of a point that the estimator is this sure to see.
@@ -208,9 +207,8 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
         size = _size(observed)
         outlier = _false_jumps(keypoints, confidence, fps, 0.04 * size, size / _EXTENT_METRES)
         outlier |= _false_jumps(world, confidence, fps, 0.06, 1.0)
-        shaking = _shaking(keypoints[:, _ARM_POINTS], confidence[:, _ARM_POINTS], fps, size / _EXTENT_METRES)
-        confidence[:, _ARM_POINTS] = np.where(
-            shaking, np.minimum(confidence[:, _ARM_POINTS], _GUESSED), confidence[:, _ARM_POINTS]
+        outlier[:, _ARM_POINTS] |= _shaking(
+            keypoints[:, _ARM_POINTS], confidence[:, _ARM_POINTS], fps, size / _EXTENT_METRES
         )
         known = np.where(outlier, 0.0, confidence)
         # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person

@@ -19,6 +19,8 @@ _BALL_RADIUS = 11.0
 _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
 _POSE_FACE_ERROR = 0.35
+# Degrees a second: in eight real drivers no head is seen to turn faster than 500.
+_FASTEST_TURN = 700.0
 # A head that is held level looks 7 degrees down to MediaPipe: the median over 37 rendered heads of known pose. No
 # measurement of real heads went into it.
 _LEVEL = Rotation.from_euler("x", -7.0, degrees=True).as_matrix()
@@ -112,6 +114,11 @@ class FaceLook:
         distance = np.linalg.norm(keypoints[POSE_POINTS_OF_LOOK] - self.points, axis=1)
         # Without the ears, which hair hides.
         return float(distance[:5].mean() / self.side)
+
+    def can_follow(self, earlier: "FaceLook", seconds: float) -> bool:
+        """Whether a head that looked as `earlier` can look so after `seconds`: none turns faster than `_FASTEST_TURN`."""
+        turn = Rotation.from_matrix(earlier.rotation.T @ self.rotation).magnitude()
+        return bool(np.degrees(turn) <= _FASTEST_TURN * seconds)
 
     def fits(self, keypoints: np.ndarray) -> bool:
         """Whether a pose `(33, 2)` has its face here and its shoulders where the neck must be."""

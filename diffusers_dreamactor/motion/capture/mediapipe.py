@@ -286,8 +286,12 @@ class MediaPipeCapture:
                 guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
 
                 def accept(look: FaceLook) -> bool:
+                    # Where people touch, a face is often half hidden, or another's.
+                    since = (index - look_frame) / reader.fps  # noqa: B023
+                    if contact.doubtful and last_look is not None and not look.can_follow(last_look, since):  # noqa: B023
+                        return False
                     # A face where there is no body, and was none before, has nothing but itself to show that it is one.
-                    # Where people touch, a face is often half hidden, and the pose's head another's.
+                    # Where people touch, the pose's head may be another's.
                     known = person is not None and person.visibility[:11].any()  # noqa: B023
                     known = known or (last_look is not None and not contact.doubtful)  # noqa: B023
                     return scene.face_may_be_own(look, person) and (  # noqa: B023
