@@ -255,3 +255,14 @@ def test_talking_heads_at_any_rate(synthesizer, bodies):
     # espeak-ng does not say it twice in exactly the same way
     assert usual.max() > 0.1 and 1.7 < opened.mean() / usual.mean() < 2.2
     assert not np.array_equal(clip.video, wide.video)
+
+
+def test_true_frames_are_of_the_bundled_people_alone(bodies):
+    from evaluate_speech import render_speaker
+
+    from diffusers_dreamactor.checkpoints import bundled_avatars
+    from diffusers_dreamactor.motion.sequence import MotionSequence
+
+    pose = MotionSequence.load(bundled_avatars()["ana"].with_suffix(".safetensors"))
+    with pytest.raises(ValueError, match="`--body` makes other people than the bundled ones"):
+        render_speaker(bodies[0], "ana", pose, np.zeros((1, 52), dtype=np.float32))
