@@ -128,10 +128,15 @@ class Landmarkers:
         self._warm: set = set()
         self._clock = 0
         self._stack = ExitStack()
+        self._outlines = None
 
         def options(name: str) -> BaseOptions:
             return BaseOptions(model_asset_path=str(folder / name))
 
+        # Made when a pose has to be proven: masks take time, and so does another landmarker.
+        self._make_outlines = lambda: vision.PoseLandmarker.create_from_options(
+            vision.PoseLandmarkerOptions(options(POSE_MODEL), num_poses=MAX_PEOPLE, output_segmentation_masks=True)
+        )
         with NativeLogsOff():
             self._people = [
                 self._stack.enter_context(
@@ -141,14 +146,6 @@ class Landmarkers:
                 )
                 for _ in range(PEOPLE_WORKERS)
             ]
-            # Masks take time, so only where a pose has to be proven.
-            self._outlines = self._stack.enter_context(
-                vision.PoseLandmarker.create_from_options(
-                    vision.PoseLandmarkerOptions(
-                        options(POSE_MODEL), num_poses=MAX_PEOPLE, output_segmentation_masks=True
-                    )
-                )
-            )
             self._person = self._stack.enter_context(
                 vision.PoseLandmarker.create_from_options(vision.PoseLandmarkerOptions(options(POSE_MODEL)))
             )
@@ -277,6 +274,9 @@ class Landmarkers:
         if mirrored:
             frame, middle[0] = frame[:, ::-1], width - middle[0]
         crop, x0, y0, side = square_crop(frame, middle, 1.35 * max(x1 - x0, y1 - y0))
+        if self._outlines is None:
+            with NativeLogsOff():
+                self._outlines = self._stack.enter_context(self._make_outlines())
         result = self._detect(self._outlines.detect, self._to_image(crop))
         for index, (landmarks, world) in enumerate(zip(result.pose_landmarks, result.pose_world_landmarks)):
             again = person_of(landmarks, world, np.array([side, side]), np.array([x0, y0]))
