@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples" / "synthetic"))
 
 import train_speech_encoder  # noqa: E402
-from bundle_speech import JAW_GAIN, LIPS_GAIN, save_in_half, with_tokens  # noqa: E402
+from bundle_speech import JAW_GAIN, JAW_REST, LIPS_GAIN, save_in_half, with_tokens  # noqa: E402
 from make_speech import make_clip, speech_feature_extractor  # noqa: E402
 from speech_actions import ACTION_INDEX, closures, speech_actions  # noqa: E402
 from speech_synthesis import (  # noqa: E402
@@ -154,7 +154,8 @@ def test_lips_that_press_close_the_jaw_in_tokens(tmp_path):
     row = standard.used.tolist().index(ACTION_INDEX["jawOpen"])
     jaw = tokens[:, row] * float(standard.scale[row]) + float(standard.mean[row])
     pressed = actions[:, [ACTION_INDEX["mouthPressLeft"], ACTION_INDEX["mouthPressRight"]]].mean(axis=1)
-    np.testing.assert_allclose(jaw, JAW_GAIN * actions[:, ACTION_INDEX["jawOpen"]] - LIPS_GAIN * pressed, atol=1e-4)
+    expected = JAW_GAIN * actions[:, ACTION_INDEX["jawOpen"]] - LIPS_GAIN * pressed - JAW_REST
+    np.testing.assert_allclose(jaw, expected, atol=1e-4)
     row = standard.used.tolist().index(ACTION_INDEX["mouthFunnel"])
     funnel = tokens[:, row] * float(standard.scale[row]) + float(standard.mean[row])
     np.testing.assert_allclose(funnel, actions[:, ACTION_INDEX["mouthFunnel"]], atol=1e-4)
