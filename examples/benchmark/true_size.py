@@ -181,6 +181,13 @@ def resident(field: str) -> int:
     return int(re.search(rf"{field}:\s+(\d+)", status)[1]) * 1024
 
 
+def stored(tensor: torch.Tensor) -> int:
+    """Bytes of a tensor; of a quantised one those of its parts."""
+    if not hasattr(tensor, "__tensor_flatten__"):
+        return tensor.nbytes
+    return sum(getattr(tensor, name).nbytes for name in tensor.__tensor_flatten__()[0])
+
+
 def load(folder: Path, way: str):
     """The pipeline by one of the ways."""
     from diffusers_dreamactor import DreamActorPipeline
@@ -203,7 +210,7 @@ def measure(folder: Path, way: str, step: bool) -> None:
     pipe = load(folder, way)
     seconds, peak = time.perf_counter() - start, resident("VmHWM") - before
     models = [model for model in pipe.components.values() if isinstance(model, torch.nn.Module)]
-    size = sum(tensor.nbytes for model in models for tensor in model.parameters())
+    size = sum(stored(tensor) for model in models for tensor in model.parameters())
     stepped = "-"
     if step:
         transformer, dtype = pipe.transformer, torch.bfloat16
