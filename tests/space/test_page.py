@@ -4,6 +4,7 @@ import base64
 import re
 import shutil
 import sys
+import threading
 from pathlib import Path
 
 import av
@@ -406,7 +407,15 @@ def test_a_link_to_the_settings(visitor, app):
     playwright.expect(page.get_by_role("combobox", name="Bundled motion")).to_have_value("dance", timeout=PATIENCE)
 
 
-def test_two_visitors_at_once(visitor, app, browser):
+def test_two_visitors_at_once(visitor, app, browser, monkeypatch):
+    go_on, animate = threading.Event(), app.studio.animate
+
+    def long(*arguments):
+        # the second click comes while the first film is drawn, however fast that is
+        assert go_on.wait(PATIENCE / 1000)
+        yield from animate(*arguments)
+
+    monkeypatch.setattr(app.studio, "animate", long)
     other = Visitor(browser, app.address)
     visitor.page.locator("#gallery button img").nth(1).click()
     visitor.wait_for_note("Drawing")
@@ -414,6 +423,7 @@ def test_two_visitors_at_once(visitor, app, browser):
     other.page.locator("#gallery button img").nth(3).click()
     other.wait_for_note("Waiting")
     other.page.locator("#film").filter(has_text="queue").wait_for()
+    go_on.set()
     notes = visitor.wait_for_note("frames in"), other.wait_for_note("frames in")
     assert notes[0].startswith("48 frames") and notes[1].startswith("48 frames")
     assert visitor.film() != other.film()
