@@ -696,6 +696,13 @@ def test_in_a_hug_body_head_and_face_stay_one_persons(capture, media, warned):
     frames = [frame[180:980, 600:1240] for frame in list(reader)[8:72:2]]
     # Where the black and the grey man's heads are, by hand: frame, x of each.
     truth = {0: (428, 128), 8: (437, 156), 14: (405, 224), 20: (388, 285), 26: (386, 302), 31: (382, 299)}
+    # Places in the trunk and the trousers of each.
+    inside = {
+        0: (((430, 280), (420, 480)), ((110, 294), (130, 480))),
+        14: (((400, 280), (400, 520)), ((189, 282), (150, 520))),
+        20: (((394, 270), (390, 520)), ((205, 300), (150, 540))),
+        26: (((404, 294), (400, 540)), ((190, 345), (130, 560))),
+    }
     for click, column in (((400, 400), 0), ((130, 400), 1)):
         warned.clear()
         motion = capture.capture(frames, fps=15, person=click, progress=False)
@@ -710,6 +717,19 @@ def test_in_a_hug_body_head_and_face_stay_one_persons(capture, media, warned):
         assert (motion.head.confidence >= 0.5).mean() > 0.8
         said = [record.getMessage() for record in warned.records if "People overlap or cross" in record.getMessage()]
         assert len(said) == 1 and "is left out in frames" in said[0]
+
+        # Who is lost in part is not made up of the other.
+        masks = list(capture.segment(frames, motion, progress=False))
+        for frame, places in inside.items():
+            own, other = (
+                [masks[frame][y - 10 : y + 10, x - 10 : x + 10] for x, y in each]
+                for each in (places[column], places[1 - column])
+            )
+            assert np.mean(np.array(other) >= 0.5) < 0.1
+            assert column == 1 and frame > 14 or min((patch >= 0.5).mean() for patch in own) > 0.9
+    # Of a head alone it is not known what is another's.
+    motion.body.confidence[:], motion.head.radius = 0.0, 4 * motion.head.radius
+    assert len(list(capture.segment(frames[:6], motion[:6], progress=False))) == 6
 
 
 # Nobody

@@ -35,7 +35,7 @@ from ..skeleton import (
     map_joints,
 )
 from .from_keypoints import confidence_from_scores, motion_from_keypoints
-from .segmentation import reached_points
+from .segmentation import points_inside, reached_points
 from .selection import NoPersonError
 
 
@@ -387,8 +387,7 @@ class SapiensCapture:
         people = uncrop_mask(1 - logits.softmax(dim=0)[0].cpu().numpy(), region, *frame.shape[:2])
         # Who stands apart is somebody else.
         figures, _ = label(people >= 0.5)
-        middle = drawn.mean(axis=0, keepdims=True)
-        inside = np.concatenate([drawn, middle])
+        inside = points_inside(motion, index)
         inside = inside[((inside >= 0) & (inside < frame.shape[1::-1])).all(axis=1)].astype(int)
         own = np.setdiff1d(figures[inside[:, 1], inside[:, 0]], 0)
         return np.where(np.isin(figures, own) | (figures == 0), people, 0).astype(np.float32) if len(own) else None

@@ -10,7 +10,7 @@ from ..skeleton import BODY, JOINT_INDEX, MEDIAPIPE_POSE_MAPPING, NUM_JOINTS, ma
 from .download import POSE_MODEL
 from .landmarkers import NativeLogsOff, person_of, square_crop
 from .people_apart import Figure, Owners
-from .tracking import Person, PersonTracker, colour_histogram, near, overlap
+from .tracking import CutDetector, Person, PersonTracker, colour_histogram, near, overlap
 
 
 _MAX_PEOPLE = 3
@@ -48,7 +48,7 @@ class PersonSegmenter:
         fps (`float`): frames in a second.
     """
 
-    def __init__(self, folder: Path, fps: float = 25.0):
+    def __init__(self, folder: Path, fps: float):
         from mediapipe import Image as MediaPipeImage
         from mediapipe import ImageFormat
         from mediapipe.tasks.python import BaseOptions, vision
@@ -62,7 +62,12 @@ class PersonSegmenter:
         with NativeLogsOff():
             self._landmarker = vision.PoseLandmarker.create_from_options(options)
         self._is_warm = False
-        self._others, self._owners = PersonTracker(fps, max_gap_seconds=_HELD_SECONDS), Owners()
+        self._fps, self._cuts = fps, CutDetector()
+        self._start_anew()
+
+    def _start_anew(self) -> None:
+        """Knows nobody, as at the beginning of a shot."""
+        self._others, self._owners = PersonTracker(self._fps, max_gap_seconds=_HELD_SECONDS), Owners()
         # The person's joints where they were last drawn, and in which frames.
         self._joints, self._drawn_in = np.zeros((NUM_JOINTS, 2)), np.full(NUM_JOINTS, -(10**9))
 
@@ -80,22 +85,28 @@ class PersonSegmenter:
             `np.ndarray` of shape `(H, W)`, float32 in [0, 1]; of zeros where the motion has nobody, `None` where it has
             somebody whom the landmarker does not find.
         """
+        if self._cuts.update(frame):
+            self._start_anew()
         drawn, held = reached_points(motion, index)
         if len(drawn) == 0:
             return np.zeros(frame.shape[:2], dtype=np.float32)
-        looks = [self._look(frame, drawn, motion, index)]
         if motion.body is not None:
             self._follow_joints(motion, index)
-            held = np.concatenate([held, self._joints[self._known(index) & (self._drawn_in < index)]])
+        known = self._known(index)
+        looks = [self._look(frame, drawn, motion, index)]
+        held = np.concatenate([held, self._joints[known & (self._drawn_in < index)]])
         if len(held):
             # legs that another hides, or that are lost, are somewhere, too
             looks.append(self._look(frame, np.concatenate([drawn, held]), motion, index))
         found = [look for look in looks if look is not None]
         own = np.max(found, axis=0).clip(0, 1) if found else None
-        if motion.body is None:
+        somebody = any(index - track.last_frame <= self._others.max_gap for track in self._others.tracks)
+        # Without joints nobody's place is known that could be told from another's.
+        if not known.any() or not (somebody or index % _LOOK_AROUND_EVERY == 0):
             return own
         picture = self._small(frame)
-        others, again = self._find_others(frame, picture, drawn, motion, index)
+        reached = np.concatenate([drawn, self._joints[known]])
+        others, again = self._find_others(frame, picture, reached, motion, index)
         if again is not None and own is None:
             person, own = again
             joints, visibility = map_joints(person.keypoints, person.visibility, MEDIAPIPE_POSE_MAPPING)
@@ -131,17 +142,14 @@ class PersonSegmenter:
         return None if best is None else seen.mask(best)
 
     def _find_others(
-        self, frame: np.ndarray, picture: np.ndarray, drawn: np.ndarray, motion: MotionSequence, index: int
+        self, frame: np.ndarray, picture: np.ndarray, reached: np.ndarray, motion: MotionSequence, index: int
     ) -> tuple[dict[int, tuple[Person, np.ndarray | None]], tuple[Person, np.ndarray] | None]:
         """
         Everybody else within reach, by number, and their masks where they are found; and who was taken for somebody else by
         its place, but wears what the person wears.
         """
         size = picture.shape[1::-1]
-        somebody = any(index - track.last_frame <= self._others.max_gap for track in self._others.tracks)
-        if not somebody and index % _LOOK_AROUND_EVERY:
-            return {}, None
-        low, high = drawn.min(axis=0), drawn.max(axis=0)
+        low, high = reached.min(axis=0), reached.max(axis=0)
         around = self._poses(frame, (low + high) / 2, _AROUND * (high - low).max())
         own = _same_person(around, motion, index)
         people, again = [], None
@@ -162,22 +170,25 @@ class PersonSegmenter:
             track.detections = {track.last_frame: person}
             if index - track.last_frame > self._others.max_gap or not near(person.box, np.concatenate([low, high])):
                 continue
-            middle, side = (person.box[:2] + person.box[2:]) / 2, 1.3 * (person.box[2:] - person.box[:2]).max()
-            closer = self._poses(frame, middle, side)
-            theirs = [
-                (person.distance(each), number)
-                for number, each in enumerate(closer.people)
-                if number != _same_person(closer, motion, index)
-                and person.distance(each) < _SAME_OTHER
-                and self._owners.whose(picture, _resized(closer.mask(number), size)) in (None, track.id)
-            ]
-            if theirs and track.last_frame < index:
-                # behind somebody, yet seen when looked for
-                track.detections[index] = person = closer.people[min(theirs)[1]]
-            if not theirs and track.id not in self._owners.known:
-                # a pose of two people's limbs is nobody
-                continue
-            others[track.id] = person, closer.mask(min(theirs)[1]) if theirs else None
+            closer = self._poses(
+                frame, (person.box[:2] + person.box[2:]) / 2, 1.3 * (person.box[2:] - person.box[:2]).max()
+            )
+            own, found = _same_person(closer, motion, index), []
+            for number, each in enumerate(closer.people):
+                distance = person.distance(each)
+                if number != own and distance < _SAME_OTHER:
+                    mask = closer.mask(number)
+                    if self._owners.whose(picture, _resized(mask, size)) in (None, track.id):
+                        found.append((distance, number, mask))
+            if found:
+                _, number, mask = min(found, key=lambda each: each[0])
+                if track.last_frame < index:
+                    # behind somebody, yet seen when looked for
+                    track.detections[index] = person = closer.people[number]
+                others[track.id] = person, mask
+            elif track.id in self._owners.known:
+                others[track.id] = person, None
+            # ... while a pose of two people's limbs, which is not found again, is nobody
         return others, again
 
     def _own_of_all(
@@ -310,3 +321,13 @@ def reached_points(motion: MotionSequence, index: int) -> tuple[np.ndarray, np.n
         center, reach = motion.head.center[index], 1.4 * motion.head.radius[index]
         drawn.extend([center - reach, center + reach])
     return tuple(np.array(points, dtype=np.float64).reshape(-1, 2) for points in (drawn, held))
+
+
+def points_inside(motion: MotionSequence, index: int) -> np.ndarray:
+    """Points `(N, 2)` in pixels that are inside the person in a frame: joints that are drawn, and the head's middle."""
+    points = []
+    if motion.body is not None:
+        points.extend(motion.body.keypoints[index, BODY][motion.body.confidence[index, BODY] >= 0.5])
+    if motion.head is not None and motion.head.confidence[index] >= 0.5:
+        points.append(motion.head.center[index])
+    return np.array(points, dtype=np.float64).reshape(-1, 2)
