@@ -29,8 +29,8 @@ def media(capture_models) -> Path:
     return folder
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def picture() -> PIL.Image.Image:
-    """A picture of 64 x 64 pixels with structure in it."""
+    """A picture of 64 x 64 pixels with structure in it; tests do not change it."""
     x, y = np.meshgrid(np.linspace(0, 255, 64), np.linspace(0, 255, 64))
     return PIL.Image.fromarray(np.stack([x, y, 255 - x], axis=-1).astype(np.uint8))
