@@ -10,21 +10,22 @@ import torch
 from .conftest import make_inputs, make_model
 
 
-@pytest.mark.parametrize("kind", ["context", "tensor"])
-def test_two_processes_predict_what_one_does(kind, tmp_path):
-    script = Path(__file__).with_name("parallel_process.py")
-    command = [sys.executable, str(script)]
+@pytest.fixture(scope="module")
+def predicted(tmp_path_factory) -> Path:
+    """A folder of what two processes predicted: `context.pt` and `tensor.pt`."""
+    script, folder = Path(__file__).with_name("parallel_process.py"), tmp_path_factory.mktemp("predicted")
     processes = [
-        subprocess.Popen(
-            [*command, str(rank), str(tmp_path / "store"), kind, str(tmp_path / "result.pt")],
-            stderr=subprocess.PIPE,
-            text=True,
-        )
+        subprocess.Popen([sys.executable, str(script), str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
         for rank in range(2)
     ]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     assert [process.returncode for process in processes] == [0, 0], errors
-    results = torch.load(tmp_path / "result.pt")
+    return folder
+
+
+@pytest.mark.parametrize("kind", ["context", "tensor"])
+def test_two_processes_predict_what_one_does(kind, predicted):
+    results = torch.load(predicted / f"{kind}.pt")
     model = make_model(text_dim=16, image_dim=20)
     assert len(results) == 7
     for name, actual in results.items():
