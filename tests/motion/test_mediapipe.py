@@ -415,24 +415,24 @@ def test_every_frame_of_the_talking_man_has_a_face_and_a_head(capture, media):
 
 
 def test_the_walking_boy_has_a_body_and_a_head_from_the_start(capture, media):
-    motion = capture.capture(media / "cartoon_character.mp4", progress=False)
+    motion = capture.capture(VideoReader(media / "cartoon_character.mp4", fps=12), progress=False)
     motion.validate()
-    assert len(motion) == 164 and motion.fps == 24
+    assert len(motion) == 82 and motion.fps == 12
     shoulders = [JOINT_INDEX["left_shoulder"], JOINT_INDEX["right_shoulder"]]
     has_body = (motion.body.confidence[:, shoulders] >= 0.5).all(axis=1)
     has_head = motion.head.confidence >= 0.5
     assert has_body.mean() >= 0.95 and has_head.mean() >= 0.90 and (motion.face.confidence >= 0.5).mean() >= 0.9
     # He walks towards the camera: nearer and bigger. In the first frames he is small and the pose must be redone.
-    assert motion.head.radius[150] > 1.6 * motion.head.radius[0]
-    assert motion.body.joints[0, 1, 2] > 1.4 * motion.body.joints[150, 1, 2]
+    assert motion.head.radius[75] > 1.6 * motion.head.radius[0]
+    assert motion.body.joints[0, 1, 2] > 1.4 * motion.body.joints[75, 1, 2]
     below = motion.body.keypoints[:, shoulders, 1].min(axis=1) - motion.head.center[:, 1]
     assert (below > 0.8 * motion.head.radius).all()
     # He looks to the right of the picture at the end.
-    assert motion.yaw()[150:].min() > 8
+    assert motion.yaw()[75:].min() > 8
     # He holds up his right hand in the second half, which is on the left of the picture; the left one is out of it.
-    right, left = motion.body.confidence[110:, RIGHT_HAND.start], motion.body.confidence[110:, LEFT_HAND.start]
+    right, left = motion.body.confidence[55:, RIGHT_HAND.start], motion.body.confidence[55:, LEFT_HAND.start]
     assert (right >= 0.5).mean() > 0.9 and (left < 0.5).all()
-    wrist = motion.body.keypoints[130, RIGHT_HAND.start]
+    wrist = motion.body.keypoints[65, RIGHT_HAND.start]
     assert 400 < wrist[0] < 560 and 520 < wrist[1] < 720
 
 
@@ -462,7 +462,7 @@ def test_a_mirrored_picture_gives_the_mirrored_pose(capture, media):
 
 
 def test_the_person_asked_for_is_followed(capture, man, boy, warned):
-    frames = [scene((man[i], 12), (boy[i], 670)) for i in range(10)]
+    frames = [scene((man[i], 12), (boy[i], 670)) for i in range(6)]
     largest = capture.capture(frames, progress=False)
     assert (largest.head.center[:, 0] > 670).all()
     assert "2 people were found; the largest is followed" in warnings_of(warned)
@@ -691,21 +691,21 @@ def test_who_is_hidden_behind_another_stays_near_until_somebody_is_seen_apart_ag
 
 
 def test_in_a_hug_body_head_and_face_stay_one_persons(capture, media, warned):
-    """The man in black, whose head the pose takes for the other's from the 12th frame on, and the one in grey."""
+    """The man in black, whose head the pose takes for the other's from the 6th frame on, and the one in grey."""
     reader = VideoReader(media / "drivers" / "two_in_contact.mp4")
-    frames = [frame[180:980, 600:1240] for frame in list(reader)[8:72:2]]
+    frames = [frame[180:980, 600:1240] for frame in list(reader)[8:72:4]]
     # Where the black and the grey man's heads are, by hand: frame, x of each.
-    truth = {0: (428, 128), 8: (437, 156), 14: (405, 224), 20: (388, 285), 26: (386, 302), 31: (382, 299)}
+    truth = {0: (428, 128), 4: (437, 156), 7: (405, 224), 10: (388, 285), 13: (386, 302), 15: (382, 299)}
     # Places in the trunk and the trousers of each.
     inside = {
         0: (((430, 280), (420, 480)), ((110, 294), (130, 480))),
-        14: (((400, 280), (400, 520)), ((189, 282), (150, 520))),
-        20: (((394, 270), (390, 520)), ((205, 300), (150, 540))),
-        26: (((404, 294), (400, 540)), ((190, 345), (130, 560))),
+        7: (((400, 280), (400, 520)), ((189, 282), (150, 520))),
+        10: (((394, 270), (390, 520)), ((205, 300), (150, 540))),
+        13: (((404, 294), (400, 540)), ((190, 345), (130, 560))),
     }
     for click, column in (((400, 400), 0), ((130, 400), 1)):
         warned.clear()
-        motion = capture.capture(frames, fps=15, person=click, progress=False)
+        motion = capture.capture(frames, fps=7.5, person=click, progress=False)
         for frame, places in truth.items():
             if motion.head.confidence[frame] >= 0.5:
                 assert abs(motion.head.center[frame, 0] - places[column]) < 45
@@ -726,7 +726,7 @@ def test_in_a_hug_body_head_and_face_stay_one_persons(capture, media, warned):
                 for each in (places[column], places[1 - column])
             )
             assert np.mean(np.array(other) >= 0.5) < 0.1
-            assert column == 1 and frame > 14 or min((patch >= 0.5).mean() for patch in own) > 0.9
+            assert column == 1 and frame > 7 or min((patch >= 0.5).mean() for patch in own) > 0.9
     # Of a head alone it is not known what is another's.
     motion.body.confidence[:], motion.head.radius = 0.0, 4 * motion.head.radius
     assert len(list(capture.segment(frames[:6], motion[:6], progress=False))) == 6
