@@ -203,14 +203,13 @@ def test_the_tiled_vae_is_planned_where_it_helps(repository):
 
 
 def test_the_first_plan_that_fits_is_taken(repository):
-    arguments = {"height": 32, "width": 32, "num_frames": 5, "device": "cpu", "guidance_scale": 1.0}
-    plans = list(list_memory_plans(repository, **arguments))
+    plans = list(list_memory_plans(repository, 32, 32, 5, device="cpu"))
     assert [plan.name for plan in plans] == ["float32", "bfloat16", "bfloat16, disk offload"]
     assert plans[1].peak < plans[0].peak
     for memory, name in ((1, "float32"), ((plans[0].peak - 1) / GIB, "bfloat16")):
-        assert plan_memory(repository, memory=memory, **arguments).name == name
+        assert plan_memory(repository, 32, 32, 5, memory=memory, device="cpu").name == name
     with pytest.raises(ValueError, match=r"`memory` is 0.1, but the least that .* takes is 0.5 GiB on cpu"):
-        plan_memory(repository, memory=0.1, **arguments)
+        plan_memory(repository, 32, 32, 5, memory=0.1, device="cpu")
 
 
 @pytest.mark.parametrize(
