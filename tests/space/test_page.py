@@ -388,7 +388,7 @@ def test_cancel_and_again(visitor):
     assert page.locator("#film video").count() == 0
     # asked for twice, it is drawn once: the newest counts
     page.locator("#animate").click()
-    page.wait_for_timeout(500)
+    visitor.wait_for_note("Drawing")
     visitor.set("number input for Steps", 1)
     visitor.set("number input for Seconds at most", 0.5)
     page.locator("#animate").click()
