@@ -1,6 +1,6 @@
-"""Looking for the hands of a person where the pose has the wrists."""
+"""Looking for the hands of a person where the pose has the wrists, and where they were just before."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -9,31 +9,109 @@ from .landmarkers import Hand, Landmarkers
 from .tracking import Person
 
 
-def find_hands(
-    landmarkers: Landmarkers, frame: np.ndarray, person: Person, index: int, observed: PoseObservations
-) -> None:
-    """The left and the right hand of a frame, where the pose sees a wrist, into `observed`."""
-    height, width = frame.shape[:2]
-    keypoints, visibility = person.keypoints, person.visibility
-    for side in range(2):
+# So long after it was last found a hand is looked for where it was going.
+_FOLLOWED_SECONDS = 0.25
+# How far a hand may be from where it was expected, and how much it may grow or shrink, in extents of the hand.
+_FOLLOWED_REACH = 0.6
+_FOLLOWED_GROWTH = 1.5
+
+
+@dataclass
+class _Followed:
+    """The hand that was last found on one side: what it was, in which frame, and its way from one frame to the next."""
+
+    hand: Hand
+    index: int
+    velocity: np.ndarray
+
+    @property
+    def extent(self) -> float:
+        """The longer side of the hand's box in pixels."""
+        return float(np.ptp(self.hand.keypoints, axis=0).max())
+
+    def expected(self, index: int) -> np.ndarray:
+        """The middle (2,) of the hand in frame `index`: it goes on for a moment, and then stays."""
+        age = index - self.index
+        return self.hand.keypoints.mean(axis=0) + self.velocity * age * 0.8**age
+
+
+class HandFinder:
+    """
+    The hands of one person, frame by frame: near the wrists of its pose, and where no hand is found there, or none that
+    belongs to the arm, where the hand was going. An estimator that sees an arm foreshortened, or half of it hidden, takes
+    the wrist for somewhere along the forearm, while the hand itself is in plain view.
+
+    Args:
+        landmarkers (`Landmarkers`): finds hands in a part of a picture.
+        observed (`PoseObservations`): takes what is found.
+        fps (`float`): frames in a second.
+    """
+
+    def __init__(self, landmarkers: Landmarkers, observed: PoseObservations, fps: float):
+        self._landmarkers, self._observed = landmarkers, observed
+        self._longest = max(1, round(_FOLLOWED_SECONDS * fps))
+        self._last: list[_Followed | None] = [None, None]
+
+    def start_anew(self) -> None:
+        """Forgets where hands were, for another shot."""
+        self._last = [None, None]
+
+    def find(self, frame: np.ndarray, person: Person, index: int) -> None:
+        """The left and the right hand of frame number `index`, as far as they are found, into `observed`."""
+        for side in range(2):
+            hand = self._at_wrist(frame, person, side) or self._follow(frame, person, index, side)
+            if hand is None:
+                continue
+            last, velocity = self._last[side], np.zeros(2)
+            if last is not None and index - last.index <= self._longest:
+                moved = hand.keypoints.mean(axis=0) - last.hand.keypoints.mean(axis=0)
+                velocity = moved / (index - last.index)
+            self._last[side] = _Followed(hand, index, velocity)
+            self._observed.hand_keypoints[index, side] = hand.keypoints
+            self._observed.hand_world[index, side] = hand.world
+            self._observed.hand_score[index, side] = hand.score
+
+    def _at_wrist(self, frame: np.ndarray, person: Person, side: int) -> Hand | None:
+        """The hand near the wrist on `side` (0 left, 1 right), where the pose sees one."""
+        height, width = frame.shape[:2]
+        keypoints, visibility = person.keypoints, person.visibility
         wrist, elbow = keypoints[15 + side], keypoints[13 + side]
         if visibility[15 + side] < 0.5 or (wrist < 0).any() or (wrist > [width, height]).any():
-            continue
+            return None
         reach = max(np.linalg.norm(wrist - elbow), 0.6 * np.linalg.norm(keypoints[11] - keypoints[12]), 8.0)
         middle = keypoints[[15 + side, 17 + side, 19 + side]].mean(axis=0)
-        hand = _best_hand(landmarkers.find_hands(frame, middle, 2.0 * reach), person, side)
-        if hand is not None:
-            low, high = hand.keypoints.min(axis=0), hand.keypoints.max(axis=0)
-            centre, extent = (low + high) / 2, (high - low).max()
-            if np.abs(centre - middle).max() > 0.35 * reach:
-                # At the crop's edge fingers may be cut off: once more, with the hand in the middle.
-                for again in landmarkers.find_hands(frame, centre, 3.0 * extent):
-                    if np.linalg.norm(again.keypoints.mean(axis=0) - hand.keypoints.mean(axis=0)) < 0.5 * extent:
-                        hand = replace(again, score=hand.score)
-                        break
-            observed.hand_keypoints[index, side] = hand.keypoints
-            observed.hand_world[index, side] = hand.world
-            observed.hand_score[index, side] = hand.score
+        hand = _best_hand(self._landmarkers.find_hands(frame, middle, 2.0 * reach), person, side)
+        if hand is None:
+            return None
+        low, high = hand.keypoints.min(axis=0), hand.keypoints.max(axis=0)
+        centre, extent = (low + high) / 2, (high - low).max()
+        if np.abs(centre - middle).max() > 0.35 * reach:
+            # At the crop's edge fingers may be cut off: once more, with the hand in the middle.
+            for again in self._landmarkers.find_hands(frame, centre, 3.0 * extent):
+                if np.linalg.norm(again.keypoints.mean(axis=0) - hand.keypoints.mean(axis=0)) < 0.5 * extent:
+                    return replace(again, score=hand.score)
+        return hand
+
+    def _follow(self, frame: np.ndarray, person: Person, index: int, side: int) -> Hand | None:
+        """The hand on `side` where it was going, if it was found a moment ago, and no other arm is nearer."""
+        last = self._last[side]
+        if last is None or index - last.index > self._longest:
+            return None
+        expected = last.expected(index)
+        wrist, other_wrist = person.keypoints[15 + side], person.keypoints[16 - side]
+        # Of an estimator that exchanges the sides the hand is the other one's.
+        if person.visibility[16 - side] >= 0.5 and np.linalg.norm(expected - other_wrist) < np.linalg.norm(
+            expected - wrist
+        ):
+            return None
+        best, best_distance = None, _FOLLOWED_REACH * last.extent
+        for hand in self._landmarkers.find_hands(frame, expected, 3.0 * last.extent):
+            distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected)
+            growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
+            same = hand.is_left == last.hand.is_left and 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH
+            if same and distance < best_distance:
+                best, best_distance = replace(hand, score=0.8 * hand.score), distance
+        return best
 
 
 def _best_hand(hands: list[Hand], person: Person, side: int) -> Hand | None:

@@ -21,7 +21,7 @@ from ..sequence import MotionSequence
 from .body_pose import PoseObservations
 from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
-from .hands import find_hands
+from .hands import HandFinder
 from .head_pose import FaceLook, head_guess
 from .landmarkers import FACE_CROP, PEOPLE_WORKERS, SURE, Landmarkers
 from .segmentation import PersonSegmenter
@@ -258,11 +258,12 @@ class MediaPipeCapture:
         last_person, last_frame, person_frame = None, None, -1
         own, following = None, False
         contact, lost = None, []
-        pending = deque()
+        hands, pending = HandFinder(landmarkers, observed, reader.fps), deque()
         bar = tqdm(total=survey.num_frames, desc="Looking closer", unit="frame", disable=None if progress else True)
         with ThreadPoolExecutor(1) as executor, bar:
             for index, frame in enumerate(reader):
                 if index in starts:
+                    pending.append(executor.submit(hands.start_anew))
                     last_look = last_person = None
                     numbers = {each[0] for each in chosen[starts[index]] if each is not None}
                     own = survey.tracker.tracks[numbers.pop()] if numbers else None
@@ -310,12 +311,12 @@ class MediaPipeCapture:
                     observed.world[index] = person.world
                     observed.visibility[index] = person.visibility
                     # Hands of this frame are found while the next frame's face is.
-                    pending.append(executor.submit(find_hands, landmarkers, frame, person, index, observed))
+                    pending.append(executor.submit(hands.find, frame, person, index))
                 while len(pending) > 3:
                     pending.popleft().result()
                 bar.update()
-            for hands in pending:
-                hands.result()
+            for each in pending:
+                each.result()
         _look_back(reader, landmarkers, survey, chosen, looks, observed)
         return looks, observed, lost
 
