@@ -28,6 +28,8 @@ _LEGS = [(23, 24), (25, 26), (27, 28), (29, 30), (31, 32)]
 _EARS = [7, 8]
 # A hand seen for a shorter time than this is a false alarm.
 _SHORTEST_HAND_SECONDS = 0.12
+# Share of a forearm from the elbow in which no hand begins.
+_NEXT_TO_ELBOW = 0.5
 # Limbs go up to about 8 m/s in quick gestures, and a hand waved by 15 cm five times a second turns round at 150 m/s2; a jump
 # of one frame that is faster, there and back, was another place.
 _FASTEST_METRES = 8.0
@@ -76,6 +78,16 @@ class PoseObservations:
         return self.visibility.any(axis=1)
 
 
+def is_forearm(hand: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray, side: int) -> bool:
+    """
+    Whether a hand (21, 2) is a piece of the forearm on `side` (0 left, 1 right) of the pose (33, 2), taken for a hand while the
+    hand is behind something: it begins in the half next to the elbow.
+    """
+    elbow, wrist = keypoints[13 + side], keypoints[15 + side]
+    seen = visibility[[13 + side, 15 + side]].min() > 0
+    return bool(seen and np.linalg.norm(hand[0] - elbow) < _NEXT_TO_ELBOW * np.linalg.norm(wrist - elbow))
+
+
 def hand_is_plausible(
     hand: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray, side: int, is_left: bool
 ) -> tuple[bool, float]:
@@ -102,7 +114,8 @@ def hand_is_plausible(
     else:
         limit = 0.95 if along > 0.5 else 0.5
     nearer = visibility[16 - side] < 0.5 or np.linalg.norm(away) <= np.linalg.norm(hand[0] - other_wrist)
-    return bool(distance < limit and nearer and 0.12 < palm < 1.2), distance
+    plausible = distance < limit and nearer and 0.12 < palm < 1.2
+    return bool(plausible and not is_forearm(hand, keypoints, visibility, side)), distance
 
 
 def _size(observed: PoseObservations) -> float:

@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .body_pose import PoseObservations, hand_is_plausible
+from .body_pose import PoseObservations, hand_is_plausible, is_forearm
 from .landmarkers import Hand, Landmarkers
 from .tracking import Person
 
@@ -12,7 +12,7 @@ from .tracking import Person
 # So long after it was last found a hand is looked for where it was going.
 _FOLLOWED_SECONDS = 0.25
 # How far a hand may be from where it was expected, and how much it may grow or shrink, in extents of the hand.
-_FOLLOWED_REACH = 0.6
+_FOLLOWED_REACH = 1.2
 _FOLLOWED_GROWTH = 1.5
 
 
@@ -105,11 +105,12 @@ class HandFinder:
         ):
             return None
         best, best_distance = None, _FOLLOWED_REACH * last.extent
-        for hand in self._landmarkers.find_hands(frame, expected, 3.0 * last.extent):
+        for hand in self._landmarkers.find_hands(frame, expected, 3.5 * last.extent):
             distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected)
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
             same = hand.is_left == last.hand.is_left and 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH
-            if same and distance < best_distance:
+            forearm = is_forearm(hand.keypoints, person.keypoints, person.visibility, side)
+            if same and not forearm and distance < best_distance:
                 best, best_distance = replace(hand, score=0.8 * hand.score), distance
         return best
 
