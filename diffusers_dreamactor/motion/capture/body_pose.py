@@ -223,15 +223,7 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
         outlier[:, _ARM_POINTS] |= _shaking(
             keypoints[:, _ARM_POINTS], confidence[:, _ARM_POINTS], fps, size / _EXTENT_METRES
         )
-        # A hand that is found there is where the wrist is.
-        for side in range(2):
-            there = outlier[:, 15 + side] & (hand_score[:, side] > 0)
-            keypoints[there, 15 + side] = hands[there, side, 0]
-            outlier[there, 15 + side] = False
         known = np.where(outlier, 0.0, confidence)
-        # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person
-        # and outliers are gaps.
-        keypoints, confidence = fill_gaps(keypoints, known, fps)
         world = fill_gaps(world, known, fps)[0]
 
         shortest = max(2, round(_SHORTEST_HAND_SECONDS * fps))
@@ -241,19 +233,28 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
             for start, stop in edges.reshape(-1, 2):
                 if stop - start < min(shortest, num_frames):
                     hand_score[start:stop, side] = 0
-            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
             palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
             floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
-            # Relative to the wrist: where no hand is found it goes with the arm, and a fast one is no outlier; nor is one that
-            # goes on in the picture while the wrist jumps.
-            wrist = keypoints[:, None, 15 + side]
-            offset = hands[:, side] - wrist
+            # A fast hand goes with its wrist, and one that goes on in the picture is right while the wrist jumps.
+            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
+            offset = hands[:, side] - keypoints[:, None, 15 + side]
             wild = [
                 find_outliers(each, per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
                 for each in (offset, hands[:, side])
             ]
-            per_joint[wild[0] & wild[1]] = 0
-            offset, filled = fill_gaps(offset, per_joint, fps, max_seconds=0.25, decay_seconds=0.1)
+            hand_score[wild[0] & wild[1], side] = 0
+            # Where the pose has no wrist, the hand has.
+            there = (hand_score[:, side] > 0) & (known[:, 15 + side] < 0.5)
+            keypoints[there, 15 + side] = hands[there, side, 0]
+            known[there, 15 + side] = hand_score[there, side]
+        # What MediaPipe itself calls invisible stays a guess with its own low confidence; only frames without the person
+        # and outliers are gaps.
+        keypoints, confidence = fill_gaps(keypoints, known, fps)
+        for side in range(2):
+            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
+            # Relative to the wrist: where no hand is found it goes with the arm.
+            wrist = keypoints[:, None, 15 + side]
+            offset, filled = fill_gaps(hands[:, side] - wrist, per_joint, fps, max_seconds=0.25, decay_seconds=0.1)
             hands[:, side] = wrist + offset
             hand_world[:, side] = fill_gaps(hand_world[:, side], per_joint, fps)[0]
             hand_score[:, side] = filled.min(axis=1)

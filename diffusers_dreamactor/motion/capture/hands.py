@@ -1,5 +1,6 @@
 """Looking for the hands of a person where the pose has the wrists, and where they were just before."""
 
+from collections import deque
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,7 +19,7 @@ _FOLLOWED_GROWTH = 1.5
 
 @dataclass
 class _Followed:
-    """The hand that was last found on one side: what it was, in which frame, and its way from one frame to the next."""
+    """A hand in the frame in which it was last found, and its way to the next frame."""
 
     hand: Hand
     index: int
@@ -30,16 +31,22 @@ class _Followed:
         return float(np.ptp(self.hand.keypoints, axis=0).max())
 
     def expected(self, index: int) -> np.ndarray:
-        """The middle (2,) of the hand in frame `index`: it goes on for a moment, and then stays."""
+        """The middle (2,) of the hand in frame `index`, later or earlier: it goes on for a moment, and then stays."""
         age = index - self.index
-        return self.hand.keypoints.mean(axis=0) + self.velocity * age * 0.8**age
+        return self.hand.keypoints.mean(axis=0) + self.velocity * age * 0.8 ** abs(age)
+
+    def next(self, hand: Hand, index: int) -> "_Followed":
+        """The same hand in frame `index`."""
+        moved = hand.keypoints.mean(axis=0) - self.hand.keypoints.mean(axis=0)
+        return _Followed(hand, index, moved / (index - self.index))
 
 
 class HandFinder:
     """
     The hands of one person, frame by frame: near the wrists of its pose, and where no hand is found there, or none that
     belongs to the arm, where the hand was going. An estimator that sees an arm foreshortened, or half of it hidden, takes
-    the wrist for somewhere along the forearm, while the hand itself is in plain view.
+    the wrist for somewhere along the forearm, while the hand itself is in plain view. From where a hand is found again it
+    is followed backwards, too. As many frames are held as make up `_FOLLOWED_SECONDS`.
 
     Args:
         landmarkers (`Landmarkers`): finds hands in a part of a picture.
@@ -50,26 +57,44 @@ class HandFinder:
     def __init__(self, landmarkers: Landmarkers, observed: PoseObservations, fps: float):
         self._landmarkers, self._observed = landmarkers, observed
         self._longest = max(1, round(_FOLLOWED_SECONDS * fps))
-        self._last: list[_Followed | None] = [None, None]
+        self.start_anew()
 
     def start_anew(self) -> None:
         """Forgets where hands were, for another shot."""
-        self._last = [None, None]
+        self._last: list[_Followed | None] = [None, None]
+        self._recent: deque[tuple[np.ndarray, Person | None, int]] = deque(maxlen=self._longest)
 
-    def find(self, frame: np.ndarray, person: Person, index: int) -> None:
-        """The left and the right hand of frame number `index`, as far as they are found, into `observed`."""
+    def find(self, frame: np.ndarray, person: Person | None, index: int) -> None:
+        """
+        The left and the right hand of frame number `index`, as far as they are found, into `observed`. Where there is no
+        pose, hands are only followed.
+        """
         for side in range(2):
-            hand = self._at_wrist(frame, person, side) or self._follow(frame, person, index, side)
+            last = self._last[side]
+            if last is not None and index - last.index > self._longest:
+                last = None
+            hand = None if person is None else self._at_wrist(frame, person, side)
+            if hand is None and last is not None:
+                hand = self._follow(frame, person, last, index, side)
             if hand is None:
                 continue
-            last, velocity = self._last[side], np.zeros(2)
-            if last is not None and index - last.index <= self._longest:
-                moved = hand.keypoints.mean(axis=0) - last.hand.keypoints.mean(axis=0)
-                velocity = moved / (index - last.index)
-            self._last[side] = _Followed(hand, index, velocity)
-            self._observed.hand_keypoints[index, side] = hand.keypoints
-            self._observed.hand_world[index, side] = hand.world
-            self._observed.hand_score[index, side] = hand.score
+            self._keep(hand, index, side)
+            self._last[side] = _Followed(hand, index, np.zeros(2)) if last is None else last.next(hand, index)
+            following = _Followed(hand, index, np.zeros(2))
+            for earlier, pose, number in reversed(self._recent):
+                hand = None
+                if self._observed.hand_score[number, side] == 0:
+                    hand = self._follow(earlier, pose, following, number, side)
+                if hand is None:
+                    break
+                self._keep(hand, number, side)
+                following = following.next(hand, number)
+        self._recent.append((frame, person, index))
+
+    def _keep(self, hand: Hand, index: int, side: int) -> None:
+        self._observed.hand_keypoints[index, side] = hand.keypoints
+        self._observed.hand_world[index, side] = hand.world
+        self._observed.hand_score[index, side] = hand.score
 
     def _at_wrist(self, frame: np.ndarray, person: Person, side: int) -> Hand | None:
         """The hand near the wrist on `side` (0 left, 1 right), where the pose sees one."""
@@ -92,25 +117,24 @@ class HandFinder:
                     return replace(again, score=hand.score)
         return hand
 
-    def _follow(self, frame: np.ndarray, person: Person, index: int, side: int) -> Hand | None:
-        """The hand on `side` where it was going, if it was found a moment ago, and no other arm is nearer."""
-        last = self._last[side]
-        if last is None or index - last.index > self._longest:
-            return None
+    def _follow(
+        self, frame: np.ndarray, person: Person | None, last: _Followed, index: int, side: int
+    ) -> Hand | None:
+        """The hand `last` on `side` where it was going, if no other arm of the person is nearer."""
         expected = last.expected(index)
-        wrist, other_wrist = person.keypoints[15 + side], person.keypoints[16 - side]
-        # Of an estimator that exchanges the sides the hand is the other one's.
-        if person.visibility[16 - side] >= 0.5 and np.linalg.norm(expected - other_wrist) < np.linalg.norm(
-            expected - wrist
-        ):
-            return None
+        if person is not None and person.visibility[16 - side] >= 0.5:
+            wrist, other_wrist = person.keypoints[15 + side], person.keypoints[16 - side]
+            # Of an estimator that exchanges the sides the hand is the other one's.
+            if np.linalg.norm(expected - other_wrist) < np.linalg.norm(expected - wrist):
+                return None
         best, best_distance = None, _FOLLOWED_REACH * last.extent
         for hand in self._landmarkers.find_hands(frame, expected, 3.5 * last.extent):
             distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected)
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
             same = hand.is_left == last.hand.is_left and 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH
-            forearm = is_forearm(hand.keypoints, person.keypoints, person.visibility, side)
-            if same and not forearm and distance < best_distance:
+            if person is not None and is_forearm(hand.keypoints, person.keypoints, person.visibility, side):
+                continue
+            if same and distance < best_distance:
                 best, best_distance = replace(hand, score=0.8 * hand.score), distance
         return best
 

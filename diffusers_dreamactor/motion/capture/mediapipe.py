@@ -310,6 +310,7 @@ class MediaPipeCapture:
                     observed.keypoints[index] = person.keypoints
                     observed.world[index] = person.world
                     observed.visibility[index] = person.visibility
+                if last_person is not None:
                     # Hands of this frame are found while the next frame's face is.
                     pending.append(executor.submit(hands.find, frame, person, index))
                 while len(pending) > 3:
