@@ -18,6 +18,16 @@ _FOLLOWED_GROWTH = 1.5
 
 
 @dataclass
+class _Scene:
+    """A frame, the pose of the person in it, those of everybody else, and the frame's number."""
+
+    frame: np.ndarray
+    person: Person | None
+    others: list[Person]
+    index: int
+
+
+@dataclass
 class _Followed:
     """A hand in the frame in which it was last found, and its way to the next frame."""
 
@@ -62,34 +72,35 @@ class HandFinder:
     def start_anew(self) -> None:
         """Forgets where hands were, for another shot."""
         self._last: list[_Followed | None] = [None, None]
-        self._recent: deque[tuple[np.ndarray, Person | None, int]] = deque(maxlen=self._longest)
+        self._recent: deque[_Scene] = deque(maxlen=self._longest)
 
-    def find(self, frame: np.ndarray, person: Person | None, index: int) -> None:
+    def find(self, frame: np.ndarray, person: Person | None, others: list[Person], index: int) -> None:
         """
-        The left and the right hand of frame number `index`, as far as they are found, into `observed`. Where there is no
-        pose, hands are only followed.
+        The left and the right hand of `person` in frame number `index`, as far as they are found, into `observed`. Where
+        there is no pose, hands are only followed. `others` are the poses of everybody else there.
         """
+        scene = _Scene(frame, person, others, index)
         for side in range(2):
             last = self._last[side]
             if last is not None and index - last.index > self._longest:
                 last = None
             hand = None if person is None else self._at_wrist(frame, person, side)
             if hand is None and last is not None:
-                hand = self._follow(frame, person, last, index, side)
+                hand = self._follow(scene, last, side)
             if hand is None:
                 continue
             self._keep(hand, index, side)
             self._last[side] = _Followed(hand, index, np.zeros(2)) if last is None else last.next(hand, index)
             following = _Followed(hand, index, np.zeros(2))
-            for earlier, pose, number in reversed(self._recent):
-                hand = None
-                if self._observed.hand_score[number, side] == 0:
-                    hand = self._follow(earlier, pose, following, number, side)
+            for earlier in reversed(self._recent):
+                if self._observed.hand_score[earlier.index, side] > 0:
+                    break
+                hand = self._follow(earlier, following, side)
                 if hand is None:
                     break
-                self._keep(hand, number, side)
-                following = following.next(hand, number)
-        self._recent.append((frame, person, index))
+                self._keep(hand, earlier.index, side)
+                following = following.next(hand, earlier.index)
+        self._recent.append(scene)
 
     def _keep(self, hand: Hand, index: int, side: int) -> None:
         self._observed.hand_keypoints[index, side] = hand.keypoints
@@ -117,24 +128,28 @@ class HandFinder:
                     return replace(again, score=hand.score)
         return hand
 
-    def _follow(
-        self, frame: np.ndarray, person: Person | None, last: _Followed, index: int, side: int
-    ) -> Hand | None:
-        """The hand `last` on `side` where it was going, if no other arm of the person is nearer."""
-        expected = last.expected(index)
+    def _follow(self, scene: "_Scene", last: _Followed, side: int) -> Hand | None:
+        """The hand `last` on `side` where it was going, unless it is another's."""
+        person, expected = scene.person, last.expected(scene.index)
         if person is not None and person.visibility[16 - side] >= 0.5:
             wrist, other_wrist = person.keypoints[15 + side], person.keypoints[16 - side]
             # Of an estimator that exchanges the sides the hand is the other one's.
             if np.linalg.norm(expected - other_wrist) < np.linalg.norm(expected - wrist):
                 return None
+        taken = [each.keypoints[15 + i] for each in scene.others for i in (0, 1) if each.visibility[15 + i] >= 0.5]
+        if self._observed.hand_score[scene.index, 1 - side] > 0:
+            taken.append(self._observed.hand_keypoints[scene.index, 1 - side, 0])
         best, best_distance = None, _FOLLOWED_REACH * last.extent
-        for hand in self._landmarkers.find_hands(frame, expected, 3.5 * last.extent):
+        for hand in self._landmarkers.find_hands(scene.frame, expected, 3.5 * last.extent):
             distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected)
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
-            same = hand.is_left == last.hand.is_left and 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH
+            if hand.is_left != last.hand.is_left or not 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH:
+                continue
+            if any(np.linalg.norm(hand.keypoints[0] - wrist) < 0.5 * last.extent for wrist in taken):
+                continue
             if person is not None and is_forearm(hand.keypoints, person.keypoints, person.visibility, side):
                 continue
-            if same and distance < best_distance:
+            if distance < best_distance:
                 best, best_distance = replace(hand, score=0.8 * hand.score), distance
         return best
 

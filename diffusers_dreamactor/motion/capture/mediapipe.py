@@ -312,7 +312,7 @@ class MediaPipeCapture:
                     observed.visibility[index] = person.visibility
                 if last_person is not None:
                     # Hands of this frame are found while the next frame's face is.
-                    pending.append(executor.submit(hands.find, frame, person, index))
+                    pending.append(executor.submit(hands.find, frame, person, scene.others, index))
                 while len(pending) > 3:
                     pending.popleft().result()
                 bar.update()
