@@ -19,6 +19,10 @@ _BALL_RADIUS = 11.0
 _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
 _POSE_FACE_ERROR = 0.35
+# A pose's difference to the face changes slowly: the weight of a frame falls by a factor e in so many seconds, and the clip's
+# mean counts as much as this share of a frame.
+_NEARBY_SECONDS = 0.5
+_USUAL_WEIGHT = 0.3
 # Degrees a second: in eight real drivers no head is seen to turn faster than 500.
 _FASTEST_TURN = 700.0
 # A head that is held level looks 7 degrees down to MediaPipe: the median over 37 rendered heads of known pose. No
@@ -233,6 +237,21 @@ def _place_in_head(rotation: np.ndarray, offset: np.ndarray, usual: np.ndarray) 
     return np.linalg.solve(normal, np.einsum("fai,fa->i", seen, offset) + weight * usual)
 
 
+def _nearby_mean(rotations: Rotation, frames: np.ndarray, num_frames: int, fps: float) -> np.ndarray:
+    """
+    Means `(num_frames, 3, 3)` of `rotations` that belong to `frames`, the nearer to each frame the more they count.
+    """
+    usual = rotations.mean()
+    means = np.tile(usual.as_matrix(), (num_frames, 1, 1))
+    for frame in range(num_frames):
+        weight = np.exp(-np.abs(frames - frame) / (_NEARBY_SECONDS * fps))
+        near = weight > 0.02
+        if near.any():
+            few = Rotation.concatenate([usual, rotations[near]])
+            means[frame] = few.mean(np.concatenate([[_USUAL_WEIGHT], weight[near]])).as_matrix()
+    return means
+
+
 @dataclass
 class HeadEstimate:
     """
@@ -261,6 +280,7 @@ def estimate_heads(
     focal_length: float,
     width: int,
     height: int,
+    fps: float,
 ) -> HeadEstimate:
     """
     One head per frame: from the face where it was found, else carried on from the pose.
@@ -309,7 +329,7 @@ def estimate_heads(
         # Where the two disagree wildly the pose's face was wrong; it must not teach.
         trusted = bias.magnitude() < np.radians(45)
         if trusted.any():
-            by_pose = by_pose @ bias[trusted].mean().as_matrix()
+            by_pose = by_pose @ _nearby_mean(bias[trusted], np.flatnonzero(both)[trusted], num_frames, fps)
     turned = np.einsum("fij,nj->fni", by_pose, template)
     weights = np.ones(turned.shape[:2])
     scale, offset = weak_perspective(turned, face_points, weights)

@@ -148,7 +148,7 @@ def to_motion(
             steady = steady_confidence(body.confidence[shot], fps)
             body.confidence[shot] = np.where(repaired.seen[shot, None], believe_before(steady, middle=False), 0.0)
     heads = estimate_heads(
-        looks, observed.keypoints, observed.world, observed.visibility, seen, focal_length, width, height
+        looks, observed.keypoints, observed.world, observed.visibility, seen, focal_length, width, height, fps
     )
     heads = _repair_heads(heads, shots, fps, smoothed)
     _warn(looks, seen, heads, fps, what)
