@@ -12,8 +12,10 @@ from .tracking import Person
 
 # So long after it was last found a hand is looked for where it was going.
 _FOLLOWED_SECONDS = 0.25
-# How far a hand may be from where it was expected, and how much it may grow or shrink, in extents of the hand.
+# How far a hand may be from where it was expected, in extents of the hand: one that looks like the same side, and one that looks
+# like the other, as hands do now and then while they turn; and how much it may grow or shrink.
 _FOLLOWED_REACH = 1.2
+_TURNED_REACH = 0.3
 _FOLLOWED_GROWTH = 1.5
 
 
@@ -139,18 +141,18 @@ class HandFinder:
         taken = [each.keypoints[15 + i] for each in scene.others for i in (0, 1) if each.visibility[15 + i] >= 0.5]
         if self._observed.hand_score[scene.index, 1 - side] > 0:
             taken.append(self._observed.hand_keypoints[scene.index, 1 - side, 0])
-        best, best_distance = None, _FOLLOWED_REACH * last.extent
+        best, best_distance = None, np.inf
         for hand in self._landmarkers.find_hands(scene.frame, expected, 3.5 * last.extent):
-            distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected)
+            distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected) / last.extent
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
-            if hand.is_left != last.hand.is_left or not 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH:
+            reach = _FOLLOWED_REACH if hand.is_left == last.hand.is_left else _TURNED_REACH
+            if distance > min(reach, best_distance) or not 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH:
                 continue
             if any(np.linalg.norm(hand.keypoints[0] - wrist) < 0.5 * last.extent for wrist in taken):
                 continue
             if person is not None and is_forearm(hand.keypoints, person.keypoints, person.visibility, side):
                 continue
-            if distance < best_distance:
-                best, best_distance = replace(hand, score=0.8 * hand.score), distance
+            best, best_distance = replace(hand, score=0.8 * hand.score), distance
         return best
 
 

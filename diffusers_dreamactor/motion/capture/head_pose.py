@@ -237,18 +237,21 @@ def _place_in_head(rotation: np.ndarray, offset: np.ndarray, usual: np.ndarray) 
     return np.linalg.solve(normal, np.einsum("fai,fa->i", seen, offset) + weight * usual)
 
 
-def _nearby_mean(rotations: Rotation, frames: np.ndarray, num_frames: int, fps: float) -> np.ndarray:
+def _nearby_means(rotations: Rotation, frames: np.ndarray, wanted: np.ndarray, fps: float) -> np.ndarray:
     """
-    Means `(num_frames, 3, 3)` of `rotations` that belong to `frames`, the nearer to each frame the more they count.
+    Means `(N, 3, 3)` of `rotations`, which belong to ascending `frames`, for the `wanted` frames `(N,)`: the nearer, the more
+    they count.
     """
     usual = rotations.mean()
-    means = np.tile(usual.as_matrix(), (num_frames, 1, 1))
-    for frame in range(num_frames):
-        weight = np.exp(-np.abs(frames - frame) / (_NEARBY_SECONDS * fps))
-        near = weight > 0.02
-        if near.any():
-            few = Rotation.concatenate([usual, rotations[near]])
-            means[frame] = few.mean(np.concatenate([[_USUAL_WEIGHT], weight[near]])).as_matrix()
+    means = np.tile(usual.as_matrix(), (len(wanted), 1, 1))
+    reach = 4 * _NEARBY_SECONDS * fps
+    starts, stops = np.searchsorted(frames, wanted - reach), np.searchsorted(frames, wanted + reach)
+    for index in np.flatnonzero(stops > starts):
+        near = slice(starts[index], stops[index])
+        weights = np.exp(-np.abs(frames[near] - wanted[index]) / (_NEARBY_SECONDS * fps))
+        means[index] = (
+            Rotation.concatenate([usual, rotations[near]]).mean(np.append(_USUAL_WEIGHT, weights)).as_matrix()
+        )
     return means
 
 
@@ -286,14 +289,15 @@ def estimate_heads(
     One head per frame: from the face where it was found, else carried on from the pose.
 
     Without a face the rotation is that of the pose's ears, eyes, nose and mouth, drawn towards the shoulders' where those
-    are hardly seen; its steady difference to the face's rotation is learned from the frames that have both, and so are
-    the ball's place and size. Confidence: 1 for a face, less near the profile; at most 0.7 from the pose, 0 with neither.
+    are hardly seen; its difference to the face's rotation is learned from the frames that have both, most from the nearest, and
+    so are the ball's place and size. Confidence: 1 for a face, less near the profile; at most 0.7 from the pose, 0 with neither.
 
     Args:
         looks (`list` of length F): the face found in each frame, or None.
         keypoints (`(F, 33, 2)`), world (`(F, 33, 3)`), visibility (`(F, 33)`): the pose, in pixels and metres.
         body_seen (`(F,)` bool): frames that have a pose.
         focal_length (`float`), width, height (`int`): the camera.
+        fps (`float`): frames in a second.
     """
     num_frames = len(looks)
     found = np.array([look is not None for look in looks])
@@ -329,7 +333,8 @@ def estimate_heads(
         # Where the two disagree wildly the pose's face was wrong; it must not teach.
         trusted = bias.magnitude() < np.radians(45)
         if trusted.any():
-            by_pose = by_pose @ _nearby_mean(bias[trusted], np.flatnonzero(both)[trusted], num_frames, fps)
+            taught = np.flatnonzero(both)[trusted]
+            by_pose = by_pose @ _nearby_means(bias[trusted], taught, np.arange(num_frames), fps)
     turned = np.einsum("fij,nj->fni", by_pose, template)
     weights = np.ones(turned.shape[:2])
     scale, offset = weak_perspective(turned, face_points, weights)
