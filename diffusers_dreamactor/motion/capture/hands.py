@@ -38,19 +38,25 @@ class _Followed:
     velocity: np.ndarray
 
     @property
+    def middle(self) -> np.ndarray:
+        """The middle (2,) of the hand."""
+        return self.hand.keypoints.mean(axis=0)
+
+    @property
     def extent(self) -> float:
         """The longer side of the hand's box in pixels."""
         return float(np.ptp(self.hand.keypoints, axis=0).max())
 
     def expected(self, index: int) -> np.ndarray:
-        """The middle (2,) of the hand in frame `index`, later or earlier: it goes on for a moment, and then stays."""
+        """Its middle in frame `index`, later or earlier: it goes on for a moment, and then stays."""
         age = index - self.index
-        return self.hand.keypoints.mean(axis=0) + self.velocity * age * 0.8 ** abs(age)
+        return self.middle + self.velocity * age * 0.8 ** abs(age)
 
     def next(self, hand: Hand, index: int) -> "_Followed":
         """The same hand in frame `index`."""
-        moved = hand.keypoints.mean(axis=0) - self.hand.keypoints.mean(axis=0)
-        return _Followed(hand, index, moved / (index - self.index))
+        following = _Followed(hand, index, np.zeros(2))
+        following.velocity = (following.middle - self.middle) / (index - self.index)
+        return following
 
 
 class HandFinder:
@@ -141,9 +147,12 @@ class HandFinder:
         taken = [each.keypoints[15 + i] for each in scene.others for i in (0, 1) if each.visibility[15 + i] >= 0.5]
         if self._observed.hand_score[scene.index, 1 - side] > 0:
             taken.append(self._observed.hand_keypoints[scene.index, 1 - side, 0])
+        # Gone on or stopped: videos with repeated frames have both.
+        places = np.stack([last.middle, expected])
+        side_of_crop = 3.5 * last.extent + np.linalg.norm(expected - last.middle)
         best, best_distance = None, np.inf
-        for hand in self._landmarkers.find_hands(scene.frame, expected, 3.5 * last.extent):
-            distance = np.linalg.norm(hand.keypoints.mean(axis=0) - expected) / last.extent
+        for hand in self._landmarkers.find_hands(scene.frame, places.mean(axis=0), side_of_crop):
+            distance = np.linalg.norm(places - hand.keypoints.mean(axis=0), axis=1).min() / last.extent
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
             reach = _FOLLOWED_REACH if hand.is_left == last.hand.is_left else _TURNED_REACH
             if distance > min(reach, best_distance) or not 1 / _FOLLOWED_GROWTH < growth < _FOLLOWED_GROWTH:
