@@ -235,6 +235,8 @@ def estimate_focal_length(
         error = np.linalg.norm(projected - keypoints, axis=-1) / np.maximum(spread[:, None], 1e-6) / noise
         # Joints of one frame, and frames of one clip, err together: the mean over them counts as a few independent
         # observations, not as thousands.
-        data = 10 * np.mean((weights * np.minimum(error, _MOST_ERROR) ** 2).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-6))
+        data = 10 * np.mean(
+            (weights * np.minimum(error, _MOST_ERROR) ** 2).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-6)
+        )
         scores.append(data + prior_strength * (np.log(focal_length / prior) / 0.35) ** 2)
     return float(candidates[int(np.argmin(scores))])

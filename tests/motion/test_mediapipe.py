@@ -133,7 +133,15 @@ def test_without_a_face_the_body_says_how_large_the_head_is():
 def test_the_head_carries_on_when_the_face_is_turned_away():
     yaw, looks, observed = turning_clip()
     heads = estimate_heads(
-        looks, observed.keypoints, observed.world, observed.visibility, observed.seen, FOCAL_LENGTH, WIDTH, HEIGHT, 30.0
+        looks,
+        observed.keypoints,
+        observed.world,
+        observed.visibility,
+        observed.seen,
+        FOCAL_LENGTH,
+        WIDTH,
+        HEIGHT,
+        30.0,
     )
     found = head_yaw_pitch_roll(heads.rotation)[:, 0]
     error = (found - yaw + 180) % 360 - 180

@@ -149,9 +149,9 @@ class HandFinder:
             taken.append(self._observed.hand_keypoints[scene.index, 1 - side, 0])
         # Gone on or stopped: videos with repeated frames have both.
         places = np.stack([last.middle, expected])
-        side_of_crop = 3.5 * last.extent + np.linalg.norm(expected - last.middle)
+        wide = 3.5 * last.extent + np.linalg.norm(expected - last.middle)
         best, best_distance = None, np.inf
-        for hand in self._landmarkers.find_hands(scene.frame, places.mean(axis=0), side_of_crop):
+        for hand in self._landmarkers.find_hands(scene.frame, expected, wide):
             distance = np.linalg.norm(places - hand.keypoints.mean(axis=0), axis=1).min() / last.extent
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
             reach = _FOLLOWED_REACH if hand.is_left == last.hand.is_left else _TURNED_REACH
