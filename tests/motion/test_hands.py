@@ -29,11 +29,11 @@ def hands_of(gesture, poses, others=None) -> PoseObservations:
     return observed
 
 
-def with_short_forearm(person):
-    """The pose as of an arm that is taken for a foreshortened one: the left wrist next to the elbow."""
+def with_short_forearm(person, side=0):
+    """The pose as of an arm that is taken for a foreshortened one: the wrist on `side` next to the elbow."""
     keypoints = person.keypoints.copy()
-    wrist = keypoints[13] + 0.3 * (keypoints[15] - keypoints[13])
-    keypoints[[15, 17, 19, 21]] += wrist - keypoints[15]
+    elbow, wrist = keypoints[[13 + side, 15 + side]]
+    keypoints[[15 + side, 17 + side, 19 + side, 21 + side]] += 0.7 * (elbow - wrist)
     return replace(person, keypoints=keypoints)
 
 
@@ -58,6 +58,12 @@ def test_a_hand_in_plain_view_is_followed_where_the_wrist_is_elsewhere_or_nobody
             found.visibility[index] = pose.visibility
     wrist = repair(found, [slice(0, len(poses))], FPS, smoothed=False).keypoints[[9, 10], 15]
     assert np.linalg.norm(wrist - truth.hand_keypoints[[9, 10], 0, 0], axis=-1).max() < 0.1 * extent
+
+
+def test_a_hand_that_turns_is_followed_where_it_looks_like_one_of_the_other_side(gesture):
+    _, poses, _ = gesture
+    hidden = [with_short_forearm(pose, side=1) if index == 6 else pose for index, pose in enumerate(poses)]
+    assert hands_of(gesture, hidden).hand_score[6, 1] > 0
 
 
 def test_a_hand_is_not_followed_onto_another_arm(gesture):
@@ -86,14 +92,14 @@ def test_hands_are_not_followed_into_another_shot(gesture):
 
 def test_a_piece_of_the_forearm_is_no_hand():
     keypoints, visibility = np.zeros((33, 2)), np.ones(33)
-    keypoints[[11, 12]] = [[100, 0], [0, 0]]
+    keypoints[[11, 12]] = [[160, 0], [0, 0]]
     keypoints[13], keypoints[15], keypoints[16] = [100, 100], [100, 160], [0, 160]
     hand = np.zeros((21, 2))
     hand[[5, 9, 17]] = [[0, 25], [3, 25], [6, 25]]
-    for begins, is_hand in ((120, False), (140, True), (160, True), (175, True)):
+    for begins, is_hand in ((125, False), (140, True), (160, True), (175, True)):
         there = hand + [100, begins]
         assert is_forearm(there, keypoints, visibility, side=0) is not is_hand
         assert hand_is_plausible(there, keypoints, visibility, side=0, is_left=True)[0] is is_hand
     # Of an arm that is not seen nothing is known.
     visibility[13] = 0
-    assert not is_forearm(hand + [100, 120], keypoints, visibility, side=0)
+    assert not is_forearm(hand + [100, 125], keypoints, visibility, side=0)
