@@ -22,7 +22,8 @@ retargeted, and compared with the truth; one row of the table for each scene, th
   legs are hidden this is 0 at best.
 
 Where the click is refused the person is taken by index, as a user would have to; a line says so. `--motions` keeps what was captured, and `--against`
-compares with what another version kept: `off there %` and `off here %` are the wrists off of those that both versions draw.
+compares with what another version kept, where both versions draw a thing (there / here): the share of wrists off, the median
+distance of hands, the median angle between head rotations.
 """
 
 import argparse
@@ -66,7 +67,7 @@ COLUMNS = (
     "feet %",
 )
 # With `--against`
-BOTH = ("off there %", "off here %")
+BOTH = ("off there %", "off here %", "hand there %", "hand here %", "head there deg", "head here deg")
 WRISTS = [JOINT_INDEX["right_wrist"], JOINT_INDEX["left_wrist"]]
 ANKLES = [JOINT_INDEX["right_ankle"], JOINT_INDEX["left_ankle"]]
 HANDS = [*range(LEFT_HAND.start, LEFT_HAND.stop), *range(RIGHT_HAND.start, RIGHT_HAND.stop)]
@@ -232,6 +233,17 @@ def errors(motion: MotionSequence, truth: MotionSequence) -> tuple[np.ndarray, n
     return motion.body.confidence >= 0.5, distance / stature_of(truth)
 
 
+def heads_drawn(motion: MotionSequence, visible: np.ndarray) -> np.ndarray:
+    """Frames `(F,)` bool with a head that is drawn and shown."""
+    return (motion.head.confidence >= 0.5) & visible[:, JOINT_INDEX["nose"]]
+
+
+def head_angles(motion: MotionSequence, truth: MotionSequence) -> np.ndarray:
+    """Angles `(F,)` in degrees between the rotations of heads."""
+    turn = np.einsum("fij,fij->f", motion.head.rotation, truth.head.rotation)
+    return np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))
+
+
 def captured(capture: MediaPipeCapture, video: np.ndarray, truths: list[MotionSequence], label: str) -> MotionSequence:
     """The motion of the first person, chosen by the place in the first frame: the largest may be another one."""
     if len(truths) == 1:
@@ -266,10 +278,8 @@ def compare(
         "wrists lost %": 100 * np.mean(~drawn[:, WRISTS][visible[:, WRISTS]]),
         "switches": max(0, switches(drawn[:, BODY]) - switches(visible[:, BODY])),
     }
-    heads = (motion.head.confidence >= 0.5) & visible[:, JOINT_INDEX["nose"]]
-    turn = np.einsum("fij,fij->f", motion.head.rotation, truth.head.rotation)
-    angle = np.degrees(np.arccos(np.clip((turn - 1) / 2, -1, 1)))
-    row["head deg"] = np.median(angle[heads]) if heads.any() else np.nan
+    heads = heads_drawn(motion, visible)
+    row["head deg"] = np.median(head_angles(motion, truth)[heads]) if heads.any() else np.nan
     row["exchanged %"] = 0.0
     neck = JOINT_INDEX["neck"]
     if len(truths) > 1:
@@ -299,13 +309,20 @@ def compare(
 def compare_both(
     motion: MotionSequence, other: MotionSequence, truth: MotionSequence, visible: np.ndarray
 ) -> dict[str, float]:
-    """`BOTH`: of the shown wrists that both motions draw, the share that each draws off."""
+    """`BOTH`: of what is shown and both motions draw, how far off each of them is."""
     (drawn, error), (drawn_there, error_there) = errors(motion, truth), errors(other, truth)
-    wrists = (drawn & drawn_there & visible)[:, WRISTS]
-    return {
-        name: 100 * np.mean(each[:, WRISTS][wrists] > 0.05) if wrists.any() else np.nan
-        for name, each in zip(BOTH, (error_there, error))
-    }
+    both = drawn & drawn_there & visible
+    wrists, hands = both[:, WRISTS], both[:, HANDS]
+    heads = heads_drawn(motion, visible) & heads_drawn(other, visible)
+    row = dict.fromkeys(BOTH, np.nan)
+    for where, each, distance in (("there", other, error_there), ("here", motion, error)):
+        if wrists.any():
+            row[f"off {where} %"] = 100 * np.mean(distance[:, WRISTS][wrists] > 0.05)
+        if hands.any():
+            row[f"hand {where} %"] = 100 * np.median(distance[:, HANDS][hands])
+        if heads.any():
+            row[f"head {where} deg"] = np.median(head_angles(each, truth)[heads])
+    return row
 
 
 def main() -> None:
