@@ -207,8 +207,9 @@ def estimate_focal_length(
     How much nearer parts look bigger tells the focal length, but only weakly for a person a few metres away, and pose
     estimators err by some `noise` (relative to the person's size in the picture). So candidates between 0.5 and 4 times
     the diagonal are scored by their reprojection error in units of that noise, plus a prior: log-normal around
-    `default_focal_length` with a standard deviation of 0.35, times `prior_strength`. With exact pairs of a person with
-    some depth the data decides; with a flat or noisy one the prior does.
+    `default_focal_length` with a standard deviation of 0.35, times `prior_strength`; the mean of their logarithms, weighted by
+    how likely they are, is taken. With exact pairs of a person with some depth the data decides; with a flat or noisy one
+    the prior does.
 
     Source of the least-squares part: `solve_translation`.
     """
@@ -239,4 +240,5 @@ def estimate_focal_length(
             (weights * np.minimum(error, _MOST_ERROR) ** 2).sum(axis=1) / np.maximum(weights.sum(axis=1), 1e-6)
         )
         scores.append(data + prior_strength * (np.log(focal_length / prior) / 0.35) ** 2)
-    return float(candidates[int(np.argmin(scores))])
+    likely = np.exp((min(scores) - np.array(scores)) / 2)
+    return float(np.exp(np.average(np.log(candidates), weights=likely)))
