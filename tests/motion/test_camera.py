@@ -83,6 +83,17 @@ def test_focal_length_is_told_by_a_near_person(truth):
     assert abs(np.log(found / truth)) < 0.12
 
 
+def test_focal_length_is_not_told_by_joints_that_are_wrong():
+    points = bodies(30) * [1, 1, 1.5]
+    keypoints = project(points + np.array([0.1, 0.0, 1.5]), 1468.6, WIDTH, HEIGHT).astype(np.float64)
+    size = np.ptp(keypoints, axis=1).max()
+    # In a third of the frames arms and legs of one side are somewhere else.
+    rng = np.random.default_rng(0)
+    keypoints[::3, 11::2] += rng.normal(0, 0.3 * size, (10, 11, 2))
+    found = estimate_focal_length(points, keypoints, np.ones((30, 33)), WIDTH, HEIGHT)
+    assert abs(np.log(found / 1468.6)) < 0.2
+
+
 def test_focal_length_is_the_usual_one_where_nothing_tells_it():
     flat = bodies(30) * [1, 1, 0]
     keypoints = project(flat + [0, 0, 4.0], 700.0, WIDTH, HEIGHT).astype(np.float64)

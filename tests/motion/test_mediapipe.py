@@ -153,6 +153,27 @@ def test_the_head_carries_on_when_the_face_is_turned_away():
     assert np.abs(heads.center - [320.0, 100.0]).max() < 16
 
 
+def test_the_head_carries_on_with_what_the_pose_is_off_by_there():
+    """The estimator's heads are off by 0 degrees at first and by 30 at last; faces are lost for a while in both halves."""
+    yaw = np.full(120, 10.0)
+    off = np.where(np.arange(120) < 60, 0.0, 30.0)
+    looks = [None if 25 <= frame % 60 < 35 else face_look(angle) for frame, angle in enumerate(yaw)]
+    observed = observations(turned(yaw + off))
+    heads = estimate_heads(
+        looks,
+        observed.keypoints,
+        observed.world,
+        observed.visibility,
+        observed.seen,
+        FOCAL_LENGTH,
+        WIDTH,
+        HEIGHT,
+        30.0,
+    )
+    found = head_yaw_pitch_roll(heads.rotation)[:, 0]
+    assert np.abs(found - yaw).max() < 4
+
+
 def warnings_of(caplog) -> str:
     return " ".join(record.getMessage() for record in caplog.records)
 

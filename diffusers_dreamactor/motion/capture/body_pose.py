@@ -208,6 +208,27 @@ def _shaking(values: np.ndarray, confidence: np.ndarray, fps: float, metre: floa
     return usual > _SHAKING_METRES
 
 
+def _drop_false_hands(hands: np.ndarray, hand_score: np.ndarray, keypoints: np.ndarray, fps: float) -> None:
+    """Sets `hand_score` (F, 2) to 0 where `hands` (F, 2, 21, 2) are seen too shortly, or jump from where they and the wrists were."""
+    num_frames = len(hands)
+    shortest = max(2, round(_SHORTEST_HAND_SECONDS * fps))
+    for side in range(2):
+        found = hand_score[:, side] > 0
+        edges = np.flatnonzero(np.diff(np.concatenate([[0], found.astype(int), [0]])))
+        for start, stop in edges.reshape(-1, 2):
+            if stop - start < min(shortest, num_frames):
+                hand_score[start:stop, side] = 0
+        palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
+        floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
+        per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
+        # A fast hand goes with its wrist, and one that goes on in the picture is right while the wrist jumps.
+        wild = [
+            find_outliers(each, per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
+            for each in (hands[:, side] - keypoints[:, None, 15 + side], hands[:, side])
+        ]
+        hand_score[wild[0] & wild[1], side] = 0
+
+
 def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObservations:
     """One shot of observations: outliers and gaps filled, jitter removed."""
     keypoints, world = observed.keypoints.copy(), observed.world.copy()
@@ -226,23 +247,8 @@ def _repair(observed: PoseObservations, fps: float, smoothed: bool) -> PoseObser
         known = np.where(outlier, 0.0, confidence)
         world = fill_gaps(world, known, fps)[0]
 
-        shortest = max(2, round(_SHORTEST_HAND_SECONDS * fps))
+        _drop_false_hands(hands, hand_score, keypoints, fps)
         for side in range(2):
-            found = hand_score[:, side] > 0
-            edges = np.flatnonzero(np.diff(np.concatenate([[0], found.astype(int), [0]])))
-            for start, stop in edges.reshape(-1, 2):
-                if stop - start < min(shortest, num_frames):
-                    hand_score[start:stop, side] = 0
-            palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
-            floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
-            # A fast hand goes with its wrist, and one that goes on in the picture is right while the wrist jumps.
-            per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)
-            offset = hands[:, side] - keypoints[:, None, 15 + side]
-            wild = [
-                find_outliers(each, per_joint, threshold=8.0, floor=floor).mean(axis=1) > 0.3
-                for each in (offset, hands[:, side])
-            ]
-            hand_score[wild[0] & wild[1], side] = 0
             # Where the pose has no wrist, the hand has.
             there = (hand_score[:, side] > 0) & (known[:, 15 + side] < 0.5)
             keypoints[there, 15 + side] = hands[there, side, 0]

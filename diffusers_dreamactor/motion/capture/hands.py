@@ -20,7 +20,7 @@ _FOLLOWED_GROWTH = 1.5
 
 
 @dataclass
-class _Scene:
+class _Moment:
     """A frame, the pose of the person in it, those of everybody else, and the frame's number."""
 
     frame: np.ndarray
@@ -80,21 +80,21 @@ class HandFinder:
     def start_anew(self) -> None:
         """Forgets where hands were, for another shot."""
         self._last: list[_Followed | None] = [None, None]
-        self._recent: deque[_Scene] = deque(maxlen=self._longest)
+        self._recent: deque[_Moment] = deque(maxlen=self._longest)
 
     def find(self, frame: np.ndarray, person: Person | None, others: list[Person], index: int) -> None:
         """
         The left and the right hand of `person` in frame number `index`, as far as they are found, into `observed`. Where
         there is no pose, hands are only followed. `others` are the poses of everybody else there.
         """
-        scene = _Scene(frame, person, others, index)
+        moment = _Moment(frame, person, others, index)
         for side in range(2):
             last = self._last[side]
             if last is not None and index - last.index > self._longest:
                 last = None
             hand = None if person is None else self._at_wrist(frame, person, side)
             if hand is None and last is not None:
-                hand = self._follow(scene, last, side)
+                hand = self._follow(moment, last, side)
             if hand is None:
                 continue
             self._keep(hand, index, side)
@@ -108,7 +108,7 @@ class HandFinder:
                     break
                 self._keep(hand, earlier.index, side)
                 following = following.next(hand, earlier.index)
-        self._recent.append(scene)
+        self._recent.append(moment)
 
     def _keep(self, hand: Hand, index: int, side: int) -> None:
         self._observed.hand_keypoints[index, side] = hand.keypoints
@@ -136,22 +136,22 @@ class HandFinder:
                     return replace(again, score=hand.score)
         return hand
 
-    def _follow(self, scene: "_Scene", last: _Followed, side: int) -> Hand | None:
+    def _follow(self, moment: _Moment, last: _Followed, side: int) -> Hand | None:
         """The hand `last` on `side` where it was going, unless it is another's."""
-        person, expected = scene.person, last.expected(scene.index)
+        person, expected = moment.person, last.expected(moment.index)
         if person is not None and person.visibility[16 - side] >= 0.5:
             wrist, other_wrist = person.keypoints[15 + side], person.keypoints[16 - side]
             # Of an estimator that exchanges the sides the hand is the other one's.
             if np.linalg.norm(expected - other_wrist) < np.linalg.norm(expected - wrist):
                 return None
-        taken = [each.keypoints[15 + i] for each in scene.others for i in (0, 1) if each.visibility[15 + i] >= 0.5]
-        if self._observed.hand_score[scene.index, 1 - side] > 0:
-            taken.append(self._observed.hand_keypoints[scene.index, 1 - side, 0])
+        taken = [each.keypoints[15 + i] for each in moment.others for i in (0, 1) if each.visibility[15 + i] >= 0.5]
+        if self._observed.hand_score[moment.index, 1 - side] > 0:
+            taken.append(self._observed.hand_keypoints[moment.index, 1 - side, 0])
         # Gone on or stopped: videos with repeated frames have both.
         places = np.stack([last.middle, expected])
         wide = 3.5 * last.extent + np.linalg.norm(expected - last.middle)
         best, best_distance = None, np.inf
-        for hand in self._landmarkers.find_hands(scene.frame, expected, wide):
+        for hand in self._landmarkers.find_hands(moment.frame, expected, wide):
             distance = np.linalg.norm(places - hand.keypoints.mean(axis=0), axis=1).min() / last.extent
             growth = np.ptp(hand.keypoints, axis=0).max() / last.extent
             reach = _FOLLOWED_REACH if hand.is_left == last.hand.is_left else _TURNED_REACH
