@@ -134,11 +134,12 @@ class HeadFollower:
     Attributes:
         middle (`(2,)`): where the face's middle is now.
         found (`bool`): whether the head was found in the latest frame.
+        likeness (`float`): how much what is there looks like the head (correlation).
     """
 
     def __init__(self, frame: np.ndarray, middle: np.ndarray, side: float):
         self.middle, self.side = np.array(middle, dtype=np.float64), float(side)
-        self.found = True
+        self.found, self.likeness = True, 1.0
         self._template = self._cut(frame, 1.0)
 
     def _cut(self, frame: np.ndarray, size: float) -> np.ndarray:
@@ -171,7 +172,8 @@ class HeadFollower:
         # Of places that look nearly alike the nearer one.
         away = (offsets**2).sum(axis=1) / ((steps - 1) / 2) ** 2
         best = int(np.argmax(correlation - 0.15 * away))
-        self.found = bool(correlation[best] > _FOUND_AGAIN)
+        self.likeness = float(correlation[best])
+        self.found = self.likeness > _FOUND_AGAIN
         if self.found:
             self.middle = self.middle + offsets[best] * (_TEMPLATE_SIDES * self.side / _TEMPLATE)
             self._template = 0.7 * self._template + 0.3 * self._cut(frame, 1.0)

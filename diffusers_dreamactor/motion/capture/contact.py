@@ -1,6 +1,7 @@
 """Whose head, trunk and limbs are seen where people touch: by where each head was and by what everybody wears."""
 
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -20,6 +21,8 @@ _LOST_WITH = [
 ]
 # A face or a pose's head further than this from where the head was followed to, in sides of the face, is another's.
 _HEAD_ERROR = 0.7
+# Heads that were followed to places nearer than this, in sides of the larger face, are one head.
+_ONE_HEAD = 0.75
 
 
 class Contact:
@@ -67,6 +70,13 @@ class Contact:
         self._heads = {track.id: self._heads[track.id] for track in people if track.id in self._heads}
         for head in self._heads.values():
             head.follow(frame)
+        # One place has one head: who looks less like it is hidden by the other.
+        for first, second in combinations(list(self._heads), 2):
+            heads = [self._heads.get(first), self._heads.get(second)]
+            if None in heads or not (heads[0].found and heads[1].found):
+                continue
+            if np.linalg.norm(heads[0].middle - heads[1].middle) < _ONE_HEAD * max(head.side for head in heads):
+                del self._heads[first if heads[0].likeness < heads[1].likeness else second]
 
     def head_place(self) -> tuple[np.ndarray, float] | None:
         """Middle and side of the followed person's face, where it was followed to; None where it was not."""
