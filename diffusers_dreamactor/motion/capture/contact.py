@@ -33,14 +33,16 @@ class Contact:
         own (`Track`, *optional*): the person who is followed; None where no body was found.
         tracks (`list[Track]`): everybody.
         near (`dict[int, set[tuple[int, int]]]`): by frame, the numbers of people within arm's reach (`PersonTracker.near`).
+        held (`int`): for so many frames in which nobody is found people stay where they were.
 
     Attributes:
         doubtful (`bool`): whether somebody is so near in this frame that parts may be taken for theirs.
         parts_lost (`bool`): whether parts of a pose in this frame were somebody else's.
     """
 
-    def __init__(self, own: Track | None, tracks: list[Track], near: dict[int, set[tuple[int, int]]]):
+    def __init__(self, own: Track | None, tracks: list[Track], near: dict[int, set[tuple[int, int]]], held: int = 0):
         self.own, self.doubtful, self.parts_lost = own, False, False
+        self._held, self._last_near = held, -(10**9)
         self._tracks, self._near = {track.id: track for track in tracks}, near
         self._others: list[Track] = []
         self._heads: dict[int, HeadFollower] = {}
@@ -56,6 +58,10 @@ class Contact:
             if self.own is None
             else {n for pair in self._near.get(index, ()) if self.own.id in pair for n in pair}
         )
+        if near:
+            self._last_near = index
+        elif self.own is not None and index not in self.own.detections and index - self._last_near <= self._held:
+            near = {self.own.id, *(track.id for track in self._others)}
         # Those who turned out to be no people have no track here.
         self._others = [self._tracks[number] for number in sorted(near & set(self._tracks)) if number != self.own.id]
         people = [self.own, *self._others] if self._others else []

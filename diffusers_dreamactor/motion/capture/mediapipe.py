@@ -267,7 +267,7 @@ class MediaPipeCapture:
                     last_look = last_person = None
                     numbers = {each[0] for each in chosen[starts[index]] if each is not None}
                     own = survey.tracker.tracks[numbers.pop()] if numbers else None
-                    contact = Contact(own, tracks, survey.tracker.near)
+                    contact = Contact(own, tracks, survey.tracker.near, survey.tracker.max_gap)
                 contact.next_frame(frame, index)
                 if index - look_frame > _SEARCH_SECONDS * reader.fps:
                     last_look = None
