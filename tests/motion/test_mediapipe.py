@@ -704,6 +704,38 @@ def test_of_people_who_touch_every_part_is_the_persons_own_or_lost():
     assert contact.own_parts(frames[-1], standing_at(320 + 55)) is None
 
 
+def test_who_is_hidden_behind_a_face_like_its_own_is_not_taken_for_it():
+    """Blue walks past before red, and then nobody is found for some frames."""
+    rng = np.random.default_rng(7)
+    face = rng.permutation(np.repeat([200, 60], 50))
+    alike = np.where(rng.uniform(size=100) < 0.12, 260 - face, face)
+    faces = [each.astype(np.uint8).reshape(10, 10, 1).repeat(3, 2).repeat(4, 0).repeat(4, 1) for each in (face, alike)]
+    tracker = PersonTracker(fps=10)
+    frames, clothes = [], ((180, 30, 30), (30, 30, 180))
+    places = [(280.0, 520.0 - 12 * index) for index in range(40)]
+    for index, ends in enumerate(places):
+        frame = np.full((480, 640, 3), 128, np.uint8)
+        people = [dressed(frame, standing_at(x), clothes[i], faces[i], clothes[i]) for i, x in enumerate(ends)]
+        frames.append(frame)
+        hidden = abs(ends[0] - ends[1]) < 80
+        tracker.update(index, [] if 22 <= index < 25 else people[1:] if hidden else people)
+    red = tracker.tracks[0]
+    contact = Contact(red, tracker.tracks, tracker.near, tracker.max_gap)
+    hidden = 0
+    for index, (frame, (own, other)) in enumerate(zip(frames, places)):
+        contact.next_frame(frame, index)
+        if index in red.detections:
+            continue
+        hidden += 1
+        assert contact.doubtful
+        # The face's middle is a little lower than where the head was followed to.
+        for down in (0, 10):
+            assert not contact.is_own_head(np.array([other, 250 - 126 + down]), 30.0)
+        if contact.head_place() is not None:
+            assert abs(contact.head_place()[0][0] - own) < 10
+    assert hidden > 10 and 22 not in red.detections
+
+
 def test_who_is_hidden_behind_another_stays_near_until_somebody_is_seen_apart_again():
     tracker = PersonTracker(fps=10)
     rng = np.random.default_rng(6)
