@@ -217,7 +217,9 @@ def test_help_and_version_load_nothing():
 )
 def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, stop, code, said):
     output = tmp_path / "out.mp4"
-    process = run_command("demo", "--output", output, "--frames", 2000, "--extend", "loop", "--device", "cpu")
+    words = ["demo", "--output", output, "--frames", 2000, "--extend", "loop", "--device", "cpu"]
+    # A process that is started in the background is born deaf to SIGINT, and so are its children.
+    process = run_command(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
     for _ in range(1200):
         if list(tmp_path.iterdir()):
             break
@@ -227,7 +229,10 @@ def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, st
         process.kill()
         pytest.fail(f"wrote nothing in two minutes, but said {process.communicate()}")
     process.send_signal(stop)
-    _, errors = process.communicate(timeout=60)
+    try:
+        _, errors = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert process.returncode == code
     assert errors.splitlines() == [f"dreamactor: {said}"]
     assert not list(tmp_path.iterdir())

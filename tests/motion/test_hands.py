@@ -20,6 +20,12 @@ def gesture(capture_models, media):
         yield frames, [landmarkers.find_people(frame)[0] for frame in frames], landmarkers
 
 
+@pytest.fixture(scope="module")
+def truth(gesture) -> PoseObservations:
+    """The hands at the poses' wrists."""
+    return hands_of(gesture, gesture[1])
+
+
 def hands_of(gesture, poses, others=None) -> PoseObservations:
     frames, _, landmarkers = gesture
     observed = PoseObservations.empty(len(frames))
@@ -37,9 +43,8 @@ def with_short_forearm(person, side=0):
     return replace(person, keypoints=keypoints)
 
 
-def test_a_hand_in_plain_view_is_followed_where_the_wrist_is_elsewhere_or_nobody_is_found(gesture):
+def test_a_hand_in_plain_view_is_followed_where_the_wrist_is_elsewhere_or_nobody_is_found(gesture, truth):
     _, poses, _ = gesture
-    truth = hands_of(gesture, poses)
     assert (truth.hand_score > 0).all()
     extent = np.ptp(truth.hand_keypoints[:, 0], axis=1).max()
     # Followed backwards from frame 3, forwards from 5, and across frames without a pose.
@@ -66,9 +71,8 @@ def test_a_hand_that_turns_is_followed_where_it_looks_like_one_of_the_other_side
     assert hands_of(gesture, hidden).hand_score[6, 1] > 0
 
 
-def test_a_hand_is_not_followed_onto_another_arm(gesture):
+def test_a_hand_is_not_followed_onto_another_arm(gesture, truth):
     _, poses, _ = gesture
-    truth = hands_of(gesture, poses)
     wrong = [with_short_forearm(pose) if index in (6, 7) else pose for index, pose in enumerate(poses)]
     # Somebody else's left wrist is there.
     assert (hands_of(gesture, wrong, poses).hand_score[6:8, 0] == 0).all()
