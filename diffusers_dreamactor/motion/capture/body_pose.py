@@ -19,6 +19,7 @@ from ..skeleton import (
     RIGHT_HAND,
     map_joints,
 )
+from ..visibility import without_isolated
 
 
 # (left, right) of MediaPipe's 33 pose landmarks, as far as estimators swap them together; the nose is 0.
@@ -210,14 +211,10 @@ def _shaking(values: np.ndarray, confidence: np.ndarray, fps: float, metre: floa
 
 def _drop_false_hands(hands: np.ndarray, hand_score: np.ndarray, keypoints: np.ndarray, fps: float) -> None:
     """Sets `hand_score` (F, 2) to 0 where `hands` (F, 2, 21, 2) are seen too shortly, or jump from where they and the wrists were."""
-    num_frames = len(hands)
-    shortest = max(2, round(_SHORTEST_HAND_SECONDS * fps))
+    # at any rate a single frame
+    lasting = without_isolated(hand_score > 0, fps, seconds=max(_SHORTEST_HAND_SECONDS, 1.5 / fps))
+    hand_score[~lasting] = 0
     for side in range(2):
-        found = hand_score[:, side] > 0
-        edges = np.flatnonzero(np.diff(np.concatenate([[0], found.astype(int), [0]])))
-        for start, stop in edges.reshape(-1, 2):
-            if stop - start < min(shortest, num_frames):
-                hand_score[start:stop, side] = 0
         palm = np.linalg.norm(hands[:, side, 9] - hands[:, side, 0], axis=1)
         floor = 0.5 * np.median(palm[hand_score[:, side] > 0]) if (hand_score[:, side] > 0).any() else 0.0
         per_joint = np.repeat(hand_score[:, side, None], 21, axis=1)

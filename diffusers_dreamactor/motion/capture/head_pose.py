@@ -237,18 +237,18 @@ def _place_in_head(rotation: np.ndarray, offset: np.ndarray, usual: np.ndarray) 
     return np.linalg.solve(normal, np.einsum("fai,fa->i", seen, offset) + weight * usual)
 
 
-def _nearby_means(rotations: Rotation, frames: np.ndarray, wanted: np.ndarray, fps: float) -> np.ndarray:
+def _nearby_means(rotations: Rotation, frames: np.ndarray, num_frames: int, fps: float) -> np.ndarray:
     """
-    Means `(N, 3, 3)` of `rotations`, which belong to ascending `frames`, for the `wanted` frames `(N,)`: the nearer, the more
-    they count.
+    Means `(num_frames, 3, 3)` of `rotations`, which belong to ascending `frames`, for every frame: the nearer, the more they
+    count.
     """
     usual = rotations.mean()
-    means = np.tile(usual.as_matrix(), (len(wanted), 1, 1))
-    reach = 4 * _NEARBY_SECONDS * fps
-    starts, stops = np.searchsorted(frames, wanted - reach), np.searchsorted(frames, wanted + reach)
+    means = np.tile(usual.as_matrix(), (num_frames, 1, 1))
+    reach, every = 4 * _NEARBY_SECONDS * fps, np.arange(num_frames)
+    starts, stops = np.searchsorted(frames, every - reach), np.searchsorted(frames, every + reach)
     for index in np.flatnonzero(stops > starts):
         near = slice(starts[index], stops[index])
-        weights = np.exp(-np.abs(frames[near] - wanted[index]) / (_NEARBY_SECONDS * fps))
+        weights = np.exp(-np.abs(frames[near] - index) / (_NEARBY_SECONDS * fps))
         means[index] = (
             Rotation.concatenate([usual, rotations[near]]).mean(np.append(_USUAL_WEIGHT, weights)).as_matrix()
         )
@@ -334,7 +334,7 @@ def estimate_heads(
         trusted = bias.magnitude() < np.radians(45)
         if trusted.any():
             taught = np.flatnonzero(both)[trusted]
-            by_pose = by_pose @ _nearby_means(bias[trusted], taught, np.arange(num_frames), fps)
+            by_pose = by_pose @ _nearby_means(bias[trusted], taught, num_frames, fps)
     turned = np.einsum("fij,nj->fni", by_pose, template)
     weights = np.ones(turned.shape[:2])
     scale, offset = weak_perspective(turned, face_points, weights)

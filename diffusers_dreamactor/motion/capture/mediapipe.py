@@ -294,9 +294,6 @@ class MediaPipeCapture:
                     # A face where there is no body, and was none before, has nothing but itself to show that it is one.
                     # Where people touch, the pose's head may be another's.
                     known = person is not None and person.visibility[:11].any()  # noqa: B023
-                    # Among others a face is nobody's where neither a pose nor the way of the head tells whose.
-                    if contact.doubtful and not known and contact.is_own_head(look.middle, look.side) is None:  # noqa: B023
-                        return False
                     known = known or (last_look is not None and not contact.doubtful)  # noqa: B023
                     return scene.face_may_be_own(look, person) and (  # noqa: B023
                         known or landmarkers.confirms_face(frame, look)  # noqa: B023
