@@ -363,7 +363,9 @@ def build_page() -> gr.Blocks:
         at_once = {"queue": False, "show_progress": "hidden"}
         # What was looked at is of the inputs as they were.
         for changed in request:
-            changed.change(lambda: (show(None), ""), None, [preview, note], **at_once)
+            # on the page itself: the server's answer could come after the next note, and wipe that out
+            changed.change(None, None, note, js="() => ''", **at_once)
+            changed.change(lambda: show(None), None, preview, **at_once)
         picture.change(lambda: (None, ""), None, [point, chosen], **at_once)
         for changed in (picture, point):
             changed.change(show_picture, [picture, point], [reference, crop, notice], **capturing)
