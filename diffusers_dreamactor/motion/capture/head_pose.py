@@ -19,12 +19,20 @@ _BALL_RADIUS = 11.0
 _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
 _POSE_FACE_ERROR = 0.35
+# A pose's head turned further than this from the face, in degrees, and one of the two is wrong.
+_POSE_TURN_ERROR = 30.0
 # A pose's difference to the face changes slowly: the weight of a frame falls by a factor e in so many seconds, and the clip's
-# mean counts as much as this share of a frame.
+# mean counts as much as so many frames.
 _NEARBY_SECONDS = 0.5
-_USUAL_WEIGHT = 0.3
-# Degrees a second: in eight real drivers no head is seen to turn faster than 500.
-_FASTEST_TURN = 700.0
+_USUAL_WEIGHT = 2.0
+# A face is alone if in so many seconds before and after it fewer than this share of the frames have one.
+_ALONE_SECONDS = 0.25
+_ALONE_SHARE = 0.25
+# Degrees a second: in eight real drivers no head is seen to turn faster; and by how much two faces may be off besides.
+_FASTEST_TURN = 500.0
+_TURN_ERROR = 10.0
+# After so long a head may look anywhere.
+_TURN_SECONDS = 1.0
 # A head that is held level looks 7 degrees down to MediaPipe: the median over 37 rendered heads of known pose. No
 # measurement of real heads went into it.
 _LEVEL = Rotation.from_euler("x", -7.0, degrees=True).as_matrix()
@@ -81,6 +89,11 @@ _POSE_FACE_IN_HEAD = (
 )
 
 
+def can_turn(turn: np.ndarray | float, seconds: np.ndarray | float) -> np.ndarray:
+    """Whether a head can turn by `turn` radians in `seconds`, as far as faces tell its turn."""
+    return np.degrees(turn) <= _FASTEST_TURN * seconds + _TURN_ERROR
+
+
 @dataclass
 class FaceLook:
     """
@@ -120,9 +133,8 @@ class FaceLook:
         return float(distance[:5].mean() / self.side)
 
     def can_follow(self, earlier: "FaceLook", seconds: float) -> bool:
-        """Whether a head that looked as `earlier` can look so after `seconds`: none turns faster than `_FASTEST_TURN`."""
-        turn = Rotation.from_matrix(earlier.rotation.T @ self.rotation).magnitude()
-        return bool(np.degrees(turn) <= _FASTEST_TURN * seconds)
+        """Whether a head that looked as `earlier` can look so after `seconds`."""
+        return bool(can_turn(Rotation.from_matrix(earlier.rotation.T @ self.rotation).magnitude(), seconds))
 
     def fits(self, keypoints: np.ndarray) -> bool:
         """Whether a pose `(33, 2)` has its face here and its shoulders where the neck must be."""
@@ -197,21 +209,85 @@ def head_guess(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
     return face.mean(axis=0), float(max(extent, 0.35 * shoulders, 4.0))
 
 
-def head_rotation_from_pose(world: np.ndarray, visibility: np.ndarray) -> np.ndarray:
+def _best_rotations(points: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """Rotations (F, 3, 3) that bring `template` (F, N, 3) nearest to `points` (F, N, 3), both centred (Kabsch)."""
+    u, _, vt = np.linalg.svd(np.einsum("fn,fni,fnj->fij", weights, points, template))
+    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
+    return u @ vt
+
+
+def head_rotation_from_pose(world: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray) -> np.ndarray:
     """
-    Head rotations (F, 3, 3), relative to the viewing ray, from the nose, eyes, ears and mouth of pose world landmarks
-    `world` (F, 33, 3) with `visibility` (F, 33): the best rotation of an average head onto them (Kabsch).
+    Head rotations (F, 3, 3), relative to the viewing ray, from nose, eyes, ears and mouth of a pose: first the best rotation
+    of an average head onto the world landmarks `world` (F, 33, 3), then, three times, onto where the picture has the points,
+    `keypoints` (F, 33, 2), at the depths that the last rotation gives them (DeMenthon and Davis 1995, scaled orthographic).
+    What the pose guesses of depth is too flat: in profile it alone is 25 to 45 degrees off. `visibility` (F, 33) weighs.
     """
-    points = world[:, _POSE_FACE]
     weights = visibility[:, _POSE_FACE] + 0.05
     weights = weights / weights.sum(axis=1, keepdims=True)
-    centred = points - np.einsum("fn,fnd->fd", weights, points)[:, None]
+    points, places = world[:, _POSE_FACE], keypoints[:, _POSE_FACE]
     template = _POSE_FACE_IN_HEAD - np.einsum("fn,nd->fd", weights, _POSE_FACE_IN_HEAD)[:, None]
-    covariance = np.einsum("fn,fni,fnj->fij", weights, centred, template)
-    u, _, vt = np.linalg.svd(covariance)
-    sign = np.linalg.det(u @ vt)
-    u[:, :, 2] *= sign[:, None]
-    return u @ vt
+    rotation = _best_rotations(points - np.einsum("fn,fnd->fd", weights, points)[:, None], template, weights)
+    for _ in range(3):
+        turned = np.einsum("fij,fnj->fni", rotation, template)
+        scale, offset = weak_perspective(turned, places, weights)
+        # Points that fall together, or lie the other way round, show no rotation.
+        shown = scale > 1e-3
+        across = (places[shown] - offset[shown, None]) / scale[shown, None, None]
+        seen = np.concatenate([across, turned[shown, :, 2:]], axis=-1)
+        rotation[shown] = _best_rotations(seen, template[shown], weights[shown])
+    return rotation
+
+
+def _longest_series(rotations: np.ndarray, frames: np.ndarray, fps: float) -> list[int]:
+    """The most of `rotations` (N, 3, 3), at ascending `frames` (N,), from one to the next of which a head can turn: indices."""
+    lengths, before = np.ones(len(frames), dtype=int), np.full(len(frames), -1)
+    for last, frame in enumerate(frames):
+        near = int(np.searchsorted(frames, frame - _TURN_SECONDS * fps))
+        turn = Rotation.from_matrix(rotations[near:last].swapaxes(1, 2) @ rotations[last]).magnitude()
+        can_follow = can_turn(turn, (frame - frames[near:last]) / fps)
+        # After longer than that a head looks anywhere.
+        reached = np.append(lengths[:near], np.where(can_follow, lengths[near:last], 0))
+        if reached.any():
+            before[last] = reached.argmax()
+            lengths[last] += reached.max()
+    series, link = [], int(lengths.argmax())
+    while link >= 0:
+        series.append(link)
+        link = before[link]
+    return series[::-1]
+
+
+def believable_looks(
+    looks: list[FaceLook | None],
+    keypoints: np.ndarray,
+    world: np.ndarray,
+    visibility: np.ndarray,
+    body_seen: np.ndarray,
+    shots: list[slice],
+    fps: float,
+) -> list[FaceLook | None]:
+    """
+    `looks` without those of faces half covered, or of none: in each of `shots` the longest series in which the head turns no
+    faster than heads do, and of that no face that is alone and looks elsewhere than the pose's. Arguments as in `estimate_heads`.
+    """
+    by_pose = head_rotation_from_pose(world, keypoints, visibility)
+    believable: list[FaceLook | None] = [None] * len(looks)
+    reach = round(_ALONE_SECONDS * fps)
+    for shot in shots:
+        frames = np.array([index for index in range(shot.start, shot.stop) if looks[index] is not None])
+        if len(frames) == 0:
+            continue
+        rotations = np.stack([looks[index].rotation for index in frames])
+        series = _longest_series(rotations, frames, fps)
+        frames, rotations = frames[series], rotations[series]
+        turn = Rotation.from_matrix(by_pose[frames].swapaxes(1, 2) @ rotations).magnitude()
+        others = np.searchsorted(frames, frames + reach, side="right") - np.searchsorted(frames, frames - reach) - 1
+        around = np.minimum(frames + reach, shot.stop - 1) - np.maximum(frames - reach, shot.start)
+        wrong = body_seen[frames] & (np.degrees(turn) > _POSE_TURN_ERROR) & (others < _ALONE_SHARE * around)
+        for index in frames[~wrong]:
+            believable[index] = looks[index]
+    return believable
 
 
 def torso_rotation(world: np.ndarray) -> np.ndarray:
@@ -308,7 +384,7 @@ def estimate_heads(
     standing[_POSE_FACE], standing[[11, 12]] = _POSE_FACE_IN_HEAD, [[0.2, 0.2, 0.0], [-0.2, 0.2, 0.0]]
     standing[[23, 24]] = [[0.1, 0.7, 0.0], [-0.1, 0.7, 0.0]]
     world = np.where(body_seen[:, None, None], world, standing)
-    by_pose = head_rotation_from_pose(world, visibility)
+    by_pose = head_rotation_from_pose(world, keypoints, visibility)
     sight = visibility[:, _POSE_FACE].mean(axis=1)
     trunk = torso_rotation(world)
     # Under about half visibility the face points are guesses, and the shoulders tell more about where a head can look.
@@ -330,8 +406,8 @@ def estimate_heads(
     both = found & body_seen
     if both.any():
         bias = Rotation.from_matrix(np.swapaxes(by_pose[both], 1, 2) @ rotation[both])
-        # Where the two disagree wildly the pose's face was wrong; it must not teach.
-        trusted = bias.magnitude() < np.radians(45)
+        # Where the two disagree the pose's face was wrong, or the face; it must not teach.
+        trusted = bias.magnitude() < np.radians(_POSE_TURN_ERROR)
         if trusted.any():
             taught = np.flatnonzero(both)[trusted]
             by_pose = by_pose @ _nearby_means(bias[trusted], taught, num_frames, fps)

@@ -10,7 +10,7 @@ from ..filtering import fill_gaps, fill_rotations, find_outliers, smooth, smooth
 from ..sequence import FaceTrack, HeadTrack, MotionSequence, head_yaw_pitch_roll
 from ..visibility import believe_before, steady_confidence
 from .body_pose import PoseObservations, exchange_sides, lift, repair
-from .head_pose import POSE_POINTS_OF_LOOK, FaceLook, HeadEstimate, estimate_heads, face_box
+from .head_pose import POSE_POINTS_OF_LOOK, FaceLook, HeadEstimate, believable_looks, estimate_heads, face_box
 from .selection import frame_ranges
 
 
@@ -141,15 +141,15 @@ def to_motion(
     width, height, fps = reader.width, reader.height, reader.fps
     seen = observed.seen
     observed = exchange_sides(observed, shots)
+    pose = observed.keypoints, observed.world, observed.visibility, seen
+    looks = believable_looks(looks, *pose, shots, fps)
     repaired = repair(_refine_faces(looks, observed, shots, fps), shots, fps, smoothed)
     body, focal_length = lift(repaired, shots, fps, width, height, smoothed)
     if smoothed:
         for shot in shots:
             steady = steady_confidence(body.confidence[shot], fps)
             body.confidence[shot] = np.where(repaired.seen[shot, None], believe_before(steady, middle=False), 0.0)
-    heads = estimate_heads(
-        looks, observed.keypoints, observed.world, observed.visibility, seen, focal_length, width, height, fps
-    )
+    heads = estimate_heads(looks, *pose, focal_length, width, height, fps)
     heads = _repair_heads(heads, shots, fps, smoothed)
     _warn(looks, seen, heads, fps, what)
 
