@@ -21,9 +21,10 @@ from ..sequence import MotionSequence
 from .body_pose import PoseObservations
 from .contact import Contact
 from .download import CAPTURE_MODELS, CAPTURE_MODELS_VARIABLE, check_capture_model, default_capture_folder
+from .faces import SEARCH_SECONDS, Scene, agree, expected_heads, face_guesses, look_back
 from .hands import HandFinder
-from .head_pose import FaceLook, head_guess
-from .landmarkers import FACE_CROP, PEOPLE_WORKERS, SURE, Landmarkers
+from .head_pose import FaceLook
+from .landmarkers import PEOPLE_WORKERS, SURE, Landmarkers
 from .segmentation import PersonSegmenter
 from .selection import NoPersonError, describe_people, select_person
 from .to_motion import to_motion
@@ -32,12 +33,6 @@ from .tracking import CutDetector, Person, PersonTracker, Track, drop_duplicates
 
 logger = logging.get_logger(__name__)
 
-# Likeness of colours (Bhattacharyya) from which somebody found by looking again can be the person followed.
-_ALIKE = 0.5
-# How long after (or before) it was seen a person is looked for where it was.
-_SEARCH_SECONDS = 1.0
-# As many frames as are held when faces are looked for backwards.
-_PIECE = 8
 # how much of the picture is kept with a face, as a multiple of the face box's side
 _CROP_SCALE = 2.0
 
@@ -59,6 +54,11 @@ class _Survey:
     def shots(self) -> list[slice]:
         edges = [0, *self.cuts, self.num_frames]
         return [slice(start, stop) for start, stop in zip(edges[:-1], edges[1:])]
+
+    def followed(self, chosen: list[tuple[int, Person] | None], shot: slice) -> Track | None:
+        """The track of whom `chosen` follows in a shot; None where that is a face only."""
+        numbers = [each[0] for each in chosen[shot] if each is not None]
+        return self.tracker.tracks[numbers[0]] if numbers else None
 
 
 class MediaPipeCapture:
@@ -251,7 +251,7 @@ class MediaPipeCapture:
         """
         observed = PoseObservations.empty(survey.num_frames)
         looks: list[FaceLook | None] = [None] * survey.num_frames
-        expected = _expected_heads(chosen, survey.shots, reader.fps)
+        expected = expected_heads(chosen, survey.shots, reader.fps)
         tracks = survey.tracks
         starts = {shot.start: shot for shot in survey.shots}
         last_look, look_frame = None, -1
@@ -265,15 +265,14 @@ class MediaPipeCapture:
                 if index in starts:
                     pending.append(executor.submit(hands.start_anew))
                     last_look = last_person = None
-                    numbers = {each[0] for each in chosen[starts[index]] if each is not None}
-                    own = survey.tracker.tracks[numbers.pop()] if numbers else None
+                    own = survey.followed(chosen, starts[index])
                     contact = Contact(own, tracks, survey.tracker.near, survey.tracker.max_gap)
                 contact.next_frame(frame, index)
-                if index - look_frame > _SEARCH_SECONDS * reader.fps:
+                if index - look_frame > SEARCH_SECONDS * reader.fps:
                     last_look = None
-                if index - person_frame > _SEARCH_SECONDS * reader.fps:
+                if index - person_frame > SEARCH_SECONDS * reader.fps:
                     last_person = None
-                scene = _Scene(
+                scene = Scene(
                     own, contact, [t.detections[index] for t in tracks if t is not own and index in t.detections]
                 )
                 person = None if chosen[index] is None else chosen[index][1]
@@ -284,7 +283,7 @@ class MediaPipeCapture:
                 else:
                     following = False
                 person = None if person is None else contact.own_parts(frame, person)
-                guesses = _face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
+                guesses = face_guesses(frame, person, last_look, expected[index], not scene.others, contact)
 
                 def accept(look: FaceLook) -> bool:
                     # Where people touch, a face is often half hidden, or another's.
@@ -300,7 +299,7 @@ class MediaPipeCapture:
                     )
 
                 look = landmarkers.find_face(frame, guesses, accept)
-                look, person = _agree(landmarkers, frame, look, person, last_look, scene)
+                look, person = agree(landmarkers, frame, look, person, last_look, scene)
                 if contact.parts_lost or (contact.doubtful and person is None):
                     lost.append(index)
                 if look is not None:
@@ -318,60 +317,10 @@ class MediaPipeCapture:
                 bar.update()
             for each in pending:
                 each.result()
-        _look_back(reader, landmarkers, survey, chosen, looks, observed)
+        for shot in survey.shots:
+            own = survey.followed(chosen, shot)
+            look_back(reader, landmarkers, shot, own, tracks, survey.tracker.near, looks, observed)
         return looks, observed, lost
-
-
-def _look_back(
-    reader: VideoReader,
-    landmarkers: Landmarkers,
-    survey: _Survey,
-    chosen: list[tuple[int, Person] | None],
-    looks: list[FaceLook | None],
-    observed: PoseObservations,
-) -> None:
-    """
-    Looks for the face backwards in time from where it was first found, or found again, into `looks`: who was small, turned or
-    among others before is found from where they come out. Where people touch nobody is looked for.
-    """
-    near = survey.tracker.near
-    longest_miss = max(2, round(0.1 * reader.fps))
-    for shot in survey.shots:
-        numbers = {each[0] for each in chosen[shot] if each is not None}
-        own = survey.tracker.tracks[numbers.pop()] if numbers else None
-        for found in range(shot.stop - 1, shot.start, -1):
-            look, missed, index = looks[found], 0, found - 1
-            if look is None or looks[index] is not None:
-                continue
-            while index >= shot.start and looks[index] is None and index not in near and missed <= longest_miss:
-                # Piece by piece: a file is only read forwards.
-                start = max(shot.start, index - _PIECE + 1)
-                for frame in reversed(list(reader.frames(start, index + 1))):
-                    if looks[index] is not None or index in near or missed > longest_miss:
-                        break
-                    others = [t.detections[index] for t in survey.tracks if t is not own and index in t.detections]
-                    scene = _Scene(own, Contact(own, [], {}), others)
-                    person = _person_of(observed, index)
-                    again = landmarkers.find_face(
-                        frame,
-                        [(look.middle, look.side)],
-                        lambda each: scene.face_may_be_own(each, person),  # noqa: B023
-                    )
-                    if again is not None and (person is None or again.fits(person.keypoints)):
-                        looks[index], look, missed = again, again, 0
-                    else:
-                        missed += 1
-                    index -= 1
-                else:
-                    continue
-                break
-
-
-def _person_of(observed: PoseObservations, index: int) -> Person | None:
-    """The pose of frame `index`, None where there is none."""
-    if not observed.seen[index]:
-        return None
-    return Person(observed.keypoints[index], observed.world[index], observed.visibility[index])
 
 
 def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool) -> tuple[np.ndarray, np.ndarray]:
@@ -383,117 +332,3 @@ def _cut_faces(reader: VideoReader, boxes: np.ndarray, size: int, progress: bool
     ):
         crops[index] = cut_square(frame, squares[index], size)
     return crops, np.array(squares)
-
-
-def _expected_heads(
-    chosen: list[tuple[int, Person] | None], shots: list[slice], fps: float
-) -> list[tuple[np.ndarray, float] | None]:
-    """
-    Where the face should be in each frame, by the poses around it in the same shot: middle and side, or None where the
-    person is not seen within a second.
-    """
-    expected: list[tuple[np.ndarray, float] | None] = [None] * len(chosen)
-    for shot in shots:
-        frames = np.arange(shot.start, shot.stop)
-        known = np.array([frame for frame in frames if chosen[frame] is not None])
-        if len(known) == 0:
-            continue
-        guesses = [head_guess(chosen[frame][1].keypoints) for frame in known]
-        x, y, side = (
-            np.interp(frames, known, values)
-            for values in (*np.stack([middle for middle, _ in guesses]).T, [side for _, side in guesses])
-        )
-        reach = (
-            np.abs(frames[:, None] - known[None]).min(axis=1) if len(known) < len(frames) else np.zeros(len(frames))
-        )
-        for offset, frame in enumerate(frames):
-            if reach[offset] <= _SEARCH_SECONDS * fps:
-                expected[frame] = (np.array([x[offset], y[offset]]), float(side[offset]))
-    return expected
-
-
-def _face_guesses(
-    frame: np.ndarray,
-    person: Person | None,
-    last_look: FaceLook | None,
-    expected: tuple[np.ndarray, float] | None,
-    alone: bool,
-    contact: Contact,
-) -> Iterator[tuple[np.ndarray, float]]:
-    """
-    Middles and sides of the face to try, the most likely first; where nothing tells where it is, and nobody else is there
-    (`alone`), the whole picture.
-    """
-    if contact.head_place() is not None:
-        yield contact.head_place()
-    if last_look is not None:
-        yield last_look.middle, last_look.side
-    if person is not None:
-        middle, side = head_guess(person.keypoints)
-        yield middle, side
-        yield middle, 1.8 * side
-    elif expected is not None:
-        middle, side = expected
-        yield middle, side
-        yield middle, 1.8 * side
-    if alone and person is None and last_look is None and expected is None:
-        height, width = frame.shape[:2]
-        yield np.array([width / 2, height / 2]), max(width, height) / FACE_CROP
-
-
-@dataclass
-class _Scene:
-    """Who is in one frame: the track of the person who is followed, and the other people."""
-
-    own: Track | None
-    contact: Contact
-    others: list[Person]
-
-    def may_be_own(self, person: Person) -> bool:
-        """Whether a pose found by looking again is the one followed: not somebody else there, and dressed alike."""
-        if any(person.distance(other) < 0.3 for other in self.others):
-            return False
-        return self.own is None or float(person.appearance @ self.own.appearance) > _ALIKE
-
-    def face_may_be_own(self, look: FaceLook, person: Person | None) -> bool:
-        """Whether a face is not that of somebody else."""
-        own_head = self.contact.is_own_head(look.middle, look.side)
-        if own_head is not None:
-            return own_head
-        theirs = min((look.pose_error(other.keypoints) for other in self.others), default=np.inf)
-        ours = 0.8 if person is None else look.pose_error(person.keypoints)
-        return theirs >= ours
-
-
-def _agree(
-    landmarkers: Landmarkers,
-    frame: np.ndarray,
-    look: FaceLook | None,
-    person: Person | None,
-    last_look: FaceLook | None,
-    scene: _Scene,
-) -> tuple[FaceLook | None, Person | None]:
-    """
-    Face and pose of one frame made to fit: where they do not, or there is no pose, the pose is done again on a crop
-    around the person that the face belongs to; if that does not help, the one that fits the last frame is kept.
-    """
-    if look is None or (person is not None and look.fits(person.keypoints)):
-        return look, person
-    for again in landmarkers.poses_below(frame, look):
-        if look.fits(again.keypoints) and scene.may_be_own(again):
-            again = scene.contact.own_parts(frame, again)
-            if again is not None:
-                return look, again
-    if person is not None and not landmarkers.confirms_face(frame, look):
-        # Ears and cheeks of a head in profile are taken for faces now and then.
-        return None, person
-    if person is not None and not person.visibility[:11].any():
-        # Its head was taken for another's; the face is where the head was followed to.
-        return look, person
-    steady = last_look is not None and np.linalg.norm(look.middle - last_look.middle) < last_look.side
-    steady = steady or bool(scene.contact.is_own_head(look.middle, look.side))
-    # With nobody else there a face without a body is the person's, too: MediaPipe finds bodies of drawn people only now and then.
-    alone = scene.own is None or not scene.others
-    if (person is None and alone) or steady:
-        return look, None
-    return None, person
