@@ -138,6 +138,15 @@ def find_side_swaps(
     return swapped
 
 
+def seen_around(seen: np.ndarray, num_frames: int) -> tuple[np.ndarray, np.ndarray]:
+    """
+    For each of `num_frames` the last of the ascending frames `seen` (N,) before it, and the first that is not: `(F,)` each.
+    Beyond the ends both are the nearest.
+    """
+    position = np.searchsorted(seen, np.arange(num_frames))
+    return seen[np.maximum(position - 1, 0)], seen[np.minimum(position, len(seen) - 1)]
+
+
 def fill_gaps(
     values: np.ndarray, confidence: np.ndarray, fps: float, max_seconds: float = 0.5, decay_seconds: float = 0.3
 ) -> tuple[np.ndarray, np.ndarray]:
@@ -164,9 +173,7 @@ def fill_gaps(
             continue
         for dimension in range(values.shape[2]):
             values[:, point, dimension] = np.interp(frames, seen, values[seen, point, dimension])
-        position = np.searchsorted(seen, frames)
-        before = seen[np.maximum(position - 1, 0)]
-        after = seen[np.minimum(position, len(seen) - 1)]
+        before, after = seen_around(seen, len(frames))
         gone = confidence[:, point] <= 0
         bridged = gone & (before < frames) & (after > frames) & ((after - before - 1) / fps <= max_seconds)
         nearest = np.where(np.abs(frames - before) <= np.abs(after - frames), before, after)

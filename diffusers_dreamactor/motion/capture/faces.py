@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ...media import VideoReader
+from ..filtering import seen_around
 from .body_pose import PoseObservations
 from .contact import Contact
 from .head_pose import FaceLook, head_guess
@@ -54,20 +55,18 @@ def expected_heads(
     """
     expected: list[tuple[np.ndarray, float] | None] = [None] * len(chosen)
     for shot in shots:
-        frames = np.arange(shot.start, shot.stop)
-        known = np.array([frame for frame in frames if chosen[frame] is not None])
+        known = np.array([frame for frame in range(shot.start, shot.stop) if chosen[frame] is not None])
         if len(known) == 0:
             continue
+        frames = np.arange(shot.start, shot.stop)
         guesses = [head_guess(chosen[frame][1].keypoints) for frame in known]
         x, y, side = (
             np.interp(frames, known, values)
             for values in (*np.stack([middle for middle, _ in guesses]).T, [side for _, side in guesses])
         )
-        reach = (
-            np.abs(frames[:, None] - known[None]).min(axis=1) if len(known) < len(frames) else np.zeros(len(frames))
-        )
+        before, after = seen_around(known - shot.start, len(frames))
         for offset, frame in enumerate(frames):
-            if reach[offset] <= SEARCH_SECONDS * fps:
+            if min(abs(offset - before[offset]), abs(after[offset] - offset)) <= SEARCH_SECONDS * fps:
                 expected[frame] = (np.array([x[offset], y[offset]]), float(side[offset]))
     return expected
 

@@ -242,15 +242,18 @@ def head_rotation_from_pose(world: np.ndarray, keypoints: np.ndarray, visibility
 def _longest_series(rotations: np.ndarray, frames: np.ndarray, fps: float) -> list[int]:
     """The most of `rotations` (N, 3, 3), at ascending `frames` (N,), from one to the next of which a head can turn: indices."""
     lengths, before = np.ones(len(frames), dtype=int), np.full(len(frames), -1)
+    longest_far, near = -1, 0
     for last, frame in enumerate(frames):
-        near = int(np.searchsorted(frames, frame - _TURN_SECONDS * fps))
-        turn = Rotation.from_matrix(rotations[near:last].swapaxes(1, 2) @ rotations[last]).magnitude()
-        can_follow = can_turn(turn, (frame - frames[near:last]) / fps)
         # After longer than that a head looks anywhere.
-        reached = np.append(lengths[:near], np.where(can_follow, lengths[near:last], 0))
-        if reached.any():
-            before[last] = reached.argmax()
-            lengths[last] += reached.max()
+        while frame - frames[near] > _TURN_SECONDS * fps:
+            longest_far = near if longest_far < 0 or lengths[near] > lengths[longest_far] else longest_far
+            near += 1
+        turn = Rotation.from_matrix(rotations[near:last].swapaxes(1, 2) @ rotations[last]).magnitude()
+        can_follow = near + np.flatnonzero(can_turn(turn, (frame - frames[near:last]) / fps))
+        earlier = [longest_far] * (longest_far >= 0) + can_follow.tolist()
+        if earlier:
+            before[last] = max(earlier, key=lambda index: lengths[index])
+            lengths[last] += lengths[before[last]]
     series, link = [], int(lengths.argmax())
     while link >= 0:
         series.append(link)

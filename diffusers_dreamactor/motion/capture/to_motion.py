@@ -6,7 +6,7 @@ import numpy as np
 from diffusers.utils import logging
 
 from ...media import VideoReader
-from ..filtering import fill_gaps, fill_rotations, find_outliers, smooth, smooth_boxes, smooth_rotations
+from ..filtering import fill_gaps, fill_rotations, find_outliers, seen_around, smooth, smooth_boxes, smooth_rotations
 from ..sequence import FaceTrack, HeadTrack, MotionSequence, head_yaw_pitch_roll
 from ..visibility import believe_before, steady_confidence
 from .body_pose import PoseObservations, exchange_sides, lift, repair
@@ -30,8 +30,7 @@ def _bridged(detected: np.ndarray, longest: float) -> np.ndarray:
     seen = np.flatnonzero(detected)
     if len(seen) == 0:
         return np.zeros(len(detected), dtype=bool)
-    position = np.searchsorted(seen, frames)
-    before, after = seen[np.maximum(position - 1, 0)], seen[np.minimum(position, len(seen) - 1)]
+    before, after = seen_around(seen, len(frames))
     return ~detected & (before < frames) & (after > frames) & (after - before - 1 <= longest)
 
 
