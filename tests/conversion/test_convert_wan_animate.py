@@ -20,6 +20,7 @@ from diffusers_dreamactor.models.face_motion_encoder import FaceMotionEncoder
 from diffusers_dreamactor.models.prompt_embedding import PromptEmbedding
 from diffusers_dreamactor.models.transformer_dreamactor import DreamActorTransformer3DModel
 
+from ..processes import ScriptProcess
 from .conftest import TRANSFORMER_CONFIG, make_wan_animate
 
 
@@ -413,6 +414,26 @@ class Bomb:
         return open, (self.trace, "w")
 
 
+# VmHWM is the process's peak of resident memory, pages of mapped files included; writing 5 resets it.
+MEASURE = """
+import re
+import sys
+from pathlib import Path
+
+from diffusers_dreamactor.conversion.convert_wan_animate import convert
+
+
+def peak() -> int:
+    return int(re.search(r"VmHWM:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+
+Path("/proc/self/clear_refs").write_text("5")
+before = peak()
+convert(sys.argv[1], Path(sys.argv[2]))
+print(peak() - before)
+"""
+
+
 class TestLargeSource:
     """About 280 MB in shards of 30 MB, converted by the script itself in a process of its own."""
 
@@ -430,21 +451,8 @@ class TestLargeSource:
     def test_memory_stays_below_two_shards(self, source, tmp_path):
         shards = [file.stat().st_size for file in (source / "transformer").glob("*.safetensors")]
         assert sum(shards) > 250e6 and max(shards) <= 1e6 * self.SHARD_MEGABYTES
-        # VmHWM is the process's peak of resident memory, pages of mapped files included; writing 5 resets it.
-        code = (
-            "import re, sys; from pathlib import Path; from diffusers_dreamactor.conversion.convert_wan_animate import convert;"
-            "status = lambda: int(re.search(r'VmHWM:\\s+(\\d+)', Path('/proc/self/status').read_text())[1]) * 1024;"
-            "Path('/proc/self/clear_refs').write_text('5'); before = status();"
-            "convert(sys.argv[1], Path(sys.argv[2])); print(status() - before)"
-        )
-        result = subprocess.run(
-            [sys.executable, "-c", code, str(source), str(tmp_path / "output")],
-            capture_output=True,
-            text=True,
-            check=True,
-            cwd=SCRIPT.parent,
-        )
-        peak = int(result.stdout.split()[-1])
+        (tmp_path / "measure.py").write_text(MEASURE)
+        peak = int(ScriptProcess(tmp_path / "measure.py", source, tmp_path / "output").finish().split()[-1])
         assert 0 < peak < 2 * max(shards) + 64e6
         written = [file.stat().st_size for file in (tmp_path / "output" / "transformer").glob("*.safetensors")]
         assert max(written) <= max(shards) and sum(written) == pytest.approx(sum(shards), rel=1e-3)

@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -15,6 +13,7 @@ from diffusers_dreamactor import DreamActorPipeline, DreamActorTransformer3DMode
 from diffusers_dreamactor.cli import main
 from diffusers_dreamactor.loaders.wan_animate import load_models
 
+from ..processes import ScriptProcess
 from .test_wan_animate_pipeline import assert_same_frames, compare, dreamactor  # noqa: F401
 
 
@@ -213,6 +212,27 @@ def test_the_command_takes_the_repository(wan_animate_source, tmp_path, monkeypa
     assert len(list((tmp_path / "home" / ".cache" / "diffusers_dreamactor" / "prompts").iterdir())) == 1
 
 
+MEASURE = """
+import sys
+from pathlib import Path
+
+import torch
+
+from diffusers_dreamactor.loaders.wan_animate import load_models
+
+
+def read() -> int:
+    return next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("RssAnon")) * 1024
+
+
+before = read()
+models = load_models(Path(sys.argv[1]))
+own = read()
+cast = load_models(Path(sys.argv[1]), torch.float16)
+print(sum(p.nbytes for p in models["transformer"].parameters()), own - before, read() - own)
+"""
+
+
 def test_weights_of_the_source_s_dtype_stay_in_their_files(tmp_path):
     """A larger transformer: what loading adds in anonymous memory is a small part of the weights; cast, little more."""
     with torch.device("meta"):
@@ -237,13 +257,7 @@ def test_weights_of_the_source_s_dtype_stay_in_their_files(tmp_path):
     source.save_pretrained(tmp_path / "transformer", max_shard_size="100MB")
     del source
     # in a process of its own, which has no freed memory that would be used again; both models are kept until it ends
-    code = (
-        "import sys, torch; from pathlib import Path; from diffusers_dreamactor.loaders.wan_animate import load_models;"
-        "read = lambda: next(int(line.split()[1]) for line in open('/proc/self/status') if line.startswith('RssAnon')) * 1024;"
-        "before = read(); models = load_models(Path(sys.argv[1])); own = read();"
-        "cast = load_models(Path(sys.argv[1]), torch.float16); after = read();"
-        "print(sum(p.nbytes for p in models['transformer'].parameters()), own - before, after - own)"
-    )
-    result = subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, capture_output=True, text=True)
-    weights, own, cast = map(int, result.stdout.split()[-3:])
+    (tmp_path / "measure.py").write_text(MEASURE)
+    result = ScriptProcess(tmp_path / "measure.py", tmp_path).finish()
+    weights, own, cast = map(int, result.split()[-3:])
     assert weights > 3e8 and own < 0.1 * weights and cast < weights + 3e8

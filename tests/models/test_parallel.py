@@ -1,12 +1,11 @@
 """Two processes that share the work predict what one does."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 
+from ..processes import ScriptProcess
 from .conftest import make_inputs, make_model
 
 
@@ -14,12 +13,8 @@ from .conftest import make_inputs, make_model
 def predicted(tmp_path_factory) -> Path:
     """A folder of what two processes predicted: `context.pt` and `tensor.pt`."""
     script, folder = Path(__file__).with_name("parallel_process.py"), tmp_path_factory.mktemp("predicted")
-    processes = [
-        subprocess.Popen([sys.executable, str(script), str(rank), str(folder)], stderr=subprocess.PIPE, text=True)
-        for rank in range(2)
-    ]
-    errors = [process.communicate(timeout=300)[1] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], errors
+    for process in [ScriptProcess(script, rank, folder) for rank in range(2)]:
+        process.finish()
     return folder
 
 

@@ -1,8 +1,6 @@
 import json
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -18,6 +16,8 @@ from diffusers_dreamactor.training.dataset import PreparedClipDataset, collate_c
 from diffusers_dreamactor.training.objective import DreamActorObjective, ObjectiveConfig
 from diffusers_dreamactor.training.sharding import check_sharding
 from diffusers_dreamactor.training.stages import set_trainable
+
+from ..processes import ScriptProcess
 
 
 COMMON = ["--cpu", "--mixed_precision", "no", "--lengths", "3", "--learning_rate", "1e-3", "--logging_steps", "1"]
@@ -256,24 +256,16 @@ FSDP2 = {
 
 def train_together(*arguments, sharded: bool = False) -> list[str]:
     """Trains in two processes; returns what each wrote."""
-    command = [sys.executable, str(Path(__file__).parents[2] / "examples" / "train_dreamactor.py")]
+    scripts = [Path(__file__).parents[2] / "examples" / "train_dreamactor.py"]
     if sharded:
-        command.insert(1, str(Path(__file__).parent / "launch_fsdp2_on_cpu.py"))
-    environment = os.environ | {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
+        scripts.insert(0, Path(__file__).parent / "launch_fsdp2_on_cpu.py")
+    environment = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
     environment |= {"MASTER_PORT": str(29600 + os.getpid() % 300), "OMP_NUM_THREADS": "1"} | (FSDP2 if sharded else {})
     processes = [
-        subprocess.Popen(
-            [*command, *map(str, arguments)],
-            env=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
+        ScriptProcess(*scripts, *arguments, environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
     ]
-    outputs = [process.communicate(timeout=240)[0] for process in processes]
-    assert [process.returncode for process in processes] == [0, 0], outputs
-    return outputs
+    return [process.finish() for process in processes]
 
 
 @pytest.fixture(scope="module")

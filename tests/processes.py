@@ -1,0 +1,58 @@
+"""
+Processes of their own for tests, forked from one that has imported the libraries and does nothing else: each saves the ten
+seconds that the imports take. What shows only from a process's first import to its last breath wants `subprocess` instead.
+"""
+
+import multiprocessing
+import os
+import tempfile
+from pathlib import Path
+
+
+_context = multiprocessing.get_context("forkserver")
+_context.set_forkserver_preload(["diffusers_dreamactor", "accelerate", "peft"])
+
+# What a process does before it is the script.
+_START = """
+import os, runpy, sys
+os.environ.clear()
+os.environ.update(environment)
+written = os.open(output, os.O_WRONLY)
+os.dup2(written, 1)
+os.dup2(written, 2)
+sys.argv = words
+sys.path.insert(0, os.path.dirname(words[0]))
+runpy.run_path(words[0], run_name="__main__")
+"""
+
+
+class ScriptProcess:
+    """
+    Runs a Python script as `python SCRIPT WORDS...` would.
+
+    Args:
+        script (`Path`), words: what runs, and its arguments.
+        environment (`dict[str, str]`, *optional*): variables besides those of this process.
+    """
+
+    def __init__(self, script: Path, *words, environment: dict[str, str] | None = None):
+        number, self._output = tempfile.mkstemp(prefix="output-", suffix=".txt")
+        os.close(number)
+        known = {
+            "words": [str(script), *map(str, words)],
+            "environment": os.environ | (environment or {}),
+            "output": self._output,
+        }
+        self._process = _context.Process(target=exec, args=(_START, known | {"__name__": "start"}))
+        self._process.start()
+
+    def finish(self, timeout: float = 300.0) -> str:
+        """Waits for the end; what was written to both streams. An error of the process is one here."""
+        self._process.join(timeout)
+        code = self._process.exitcode
+        self._process.kill()
+        self._process.join()
+        output = Path(self._output).read_text()
+        Path(self._output).unlink()
+        assert code == 0, f"ended with {code}\n{output}"
+        return output
