@@ -14,7 +14,9 @@ _context.set_forkserver_preload(["diffusers_dreamactor", "accelerate", "peft"])
 
 # What a process does before it is the script.
 _START = """
-import os, runpy, sys
+import os, runpy, signal, sys
+# what is started in the background is born deaf to it, and so are its children
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.clear()
 os.environ.update(environment)
 written = os.open(output, os.O_WRONLY)
@@ -46,13 +48,20 @@ class ScriptProcess:
         self._process = _context.Process(target=exec, args=(_START, known | {"__name__": "start"}))
         self._process.start()
 
-    def finish(self, timeout: float = 300.0) -> str:
-        """Waits for the end; what was written to both streams. An error of the process is one here."""
+    @property
+    def runs(self) -> bool:
+        return self._process.is_alive()
+
+    def send_signal(self, number: int) -> None:
+        os.kill(self._process.pid, number)
+
+    def finish(self, code: int = 0, timeout: float = 300.0) -> str:
+        """Waits for the end, which has to be with this exit code; what was written to both streams."""
         self._process.join(timeout)
-        code = self._process.exitcode
+        ended_with = self._process.exitcode
         self._process.kill()
         self._process.join()
         output = Path(self._output).read_text()
         Path(self._output).unlink()
-        assert code == 0, f"ended with {code}\n{output}"
+        assert ended_with == code, f"ended with {ended_with}\n{output}"
         return output

@@ -1,8 +1,8 @@
-import contextlib
 import inspect
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import av
@@ -24,6 +24,8 @@ from diffusers_dreamactor.cli.arguments import build_parser, parse_parts, parse_
 from diffusers_dreamactor.cli.messages import OPTIONS, name_options
 from diffusers_dreamactor.media import VideoReader, save_video
 from diffusers_dreamactor.processors.guidance import MotionGuidanceProcessor
+
+from .processes import ScriptProcess
 
 
 QUICK = ["--size", "64x64", "--frames", "5", "--steps", "1", "--guidance-scale", "1", "--device", "cpu"]
@@ -192,11 +194,8 @@ def test_errors_are_one_line_and_nothing_is_written(tmp_path, monkeypatch, capsy
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
-def run_command(*words, **options) -> subprocess.Popen:
-    """The installed command, in a process of its own."""
-    command = [str(Path(sys.executable).parent / "dreamactor"), *(str(word) for word in words)]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    return subprocess.Popen(command, **pipes, **options)
+# the installed command
+COMMAND = Path(sys.executable).parent / "dreamactor"
 
 
 def test_help_and_version_load_nothing():
@@ -218,31 +217,23 @@ def test_help_and_version_load_nothing():
 def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, stop, code, said):
     output = tmp_path / "out.mp4"
     words = ["demo", "--output", output, "--frames", 2000, "--extend", "loop", "--device", "cpu"]
-    # A process that is started in the background is born deaf to SIGINT, and so are its children.
-    process = run_command(*words, preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL))
+    process = ScriptProcess(COMMAND, *words)
     for _ in range(1200):
-        if list(tmp_path.iterdir()):
+        if list(tmp_path.iterdir()) or not process.runs:
             break
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            pytest.fail(f"ended by itself with {process.wait(timeout=0.1)}")
-    else:
-        process.kill()
-        pytest.fail(f"wrote nothing in two minutes, but said {process.communicate()}")
+        time.sleep(0.1)
+    assert process.runs, process.finish()
     process.send_signal(stop)
-    try:
-        _, errors = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert process.returncode == code
-    assert errors.splitlines() == [f"dreamactor: {said}"]
+    assert process.finish(code).splitlines() == [f"dreamactor: {said}"]
     assert not list(tmp_path.iterdir())
 
 
 def test_a_command_prints_what_it_wrote_and_nothing_else(tmp_path):
     output = tmp_path / "out.mp4"
-    words, errors = run_command("demo", "--output", output, *QUICK).communicate(timeout=120)
-    assert words == f"dreamactor: wrote {output} (5 frames at 29.97 frames/s)\n"
-    assert errors == ""
+    words = [str(COMMAND), "demo", "--output", str(output), *map(str, QUICK)]
+    result = subprocess.run(words, capture_output=True, text=True, check=True)
+    assert result.stdout == f"dreamactor: wrote {output} (5 frames at 29.97 frames/s)\n"
+    assert result.stderr == ""
 
 
 @pytest.mark.parametrize("replace", [False, True])

@@ -5,8 +5,8 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -458,20 +458,14 @@ class TestLargeSource:
         assert max(written) <= max(shards) and sum(written) == pytest.approx(sum(shards), rel=1e-3)
 
     def test_interrupted_conversion_leaves_nothing(self, source, tmp_path):
-        process = subprocess.Popen(
-            [sys.executable, str(SCRIPT), "--source", str(source), "--output", str(tmp_path / "deep" / "output")],
-            stderr=subprocess.PIPE,
-        )
-        heard = b""
-        while b"DreamActorTransformer3DModel:" not in heard:
-            read = process.stderr.read(1)
-            assert read, f"ended before it wrote anything: {heard.decode()}"
-            heard += read
-        assert list((tmp_path / "deep").glob(".output.*.part/transformer"))
+        output = tmp_path / "deep" / "output"
+        process = ScriptProcess(SCRIPT, "--source", source, "--output", output)
+        while process.runs and not list(output.parent.glob(".output.*.part/transformer/*")):
+            time.sleep(0.01)
+        assert process.runs, process.finish()
         process.send_signal(signal.SIGTERM)
-        process.communicate()
-        assert process.returncode != 0
-        assert list((tmp_path / "deep").iterdir()) == []
+        process.finish(143)
+        assert list(output.parent.iterdir()) == []
 
 
 class TestCommandLine:
