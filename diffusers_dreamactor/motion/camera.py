@@ -63,6 +63,19 @@ def shortest_rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
     return Rotation.from_quat(quaternions).as_matrix().reshape(*start.shape, 3)
 
 
+def best_rotations(template: np.ndarray, points: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """
+    The rotations (F, 3, 3) that bring `template` (N, 3) or (F, N, 3) nearest to `points` (F, N, 3) under `weights` (F, N),
+    wherever the two are (Kabsch's algorithm).
+    """
+    weights = weights / weights.sum(axis=1, keepdims=True)
+    template = np.broadcast_to(template, points.shape)
+    template, points = (each - np.einsum("fn,fnd->fd", weights, each)[:, None] for each in (template, points))
+    u, _, vt = np.linalg.svd(np.einsum("fn,fni,fnj->fij", weights, points, template))
+    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
+    return u @ vt
+
+
 def normalized(vectors: np.ndarray) -> np.ndarray:
     """Vectors `(..., D)` at length 1; zero stays zero."""
     return vectors / np.maximum(np.linalg.norm(vectors, axis=-1, keepdims=True), 1e-9)

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from ..camera import default_focal_length
+from ..camera import best_rotations, default_focal_length
 from ..sequence import BodyTrack, HeadTrack, MotionSequence, project
 from ..skeleton import JOINT_INDEX
 
@@ -32,7 +32,7 @@ _ACROSS = [
 
 def head_rotation_from_joints(joints: np.ndarray, confidence: np.ndarray) -> np.ndarray:
     """
-    The best rotation of an average head onto nose, eyes and ears (Kabsch's algorithm).
+    The best rotation of an average head onto nose, eyes and ears.
 
     Args:
         joints (`(F, 62, 3)`): camera frame, metres.
@@ -43,12 +43,7 @@ def head_rotation_from_joints(joints: np.ndarray, confidence: np.ndarray) -> np.
     """
     points = np.asarray(joints, dtype=np.float64)[:, _FACE_INDICES]
     weights = np.asarray(confidence, dtype=np.float64)[:, _FACE_INDICES] + 1e-6
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    centred = points - np.einsum("fn,fnd->fd", weights, points)[:, None]
-    template = FACE_TEMPLATE - np.einsum("fn,nd->fd", weights, FACE_TEMPLATE)[:, None]
-    u, _, vt = np.linalg.svd(np.einsum("fn,fni,fnj->fij", weights, centred, template))
-    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
-    return u @ vt
+    return best_rotations(FACE_TEMPLATE, points, weights)
 
 
 def motion_from_joints(

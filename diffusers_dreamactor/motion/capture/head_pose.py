@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from ..camera import normalized, ray_rotation, weak_perspective
+from ..camera import best_rotations, normalized, ray_rotation, weak_perspective
 
 
 # MediaPipe's face geometry assumes a camera with this vertical field of view, whatever picture it is given.
@@ -209,13 +209,6 @@ def head_guess(keypoints: np.ndarray) -> tuple[np.ndarray, float]:
     return face.mean(axis=0), float(max(extent, 0.35 * shoulders, 4.0))
 
 
-def _best_rotations(points: np.ndarray, template: np.ndarray, weights: np.ndarray) -> np.ndarray:
-    """Rotations (F, 3, 3) that bring `template` (F, N, 3) nearest to `points` (F, N, 3), both centred (Kabsch)."""
-    u, _, vt = np.linalg.svd(np.einsum("fn,fni,fnj->fij", weights, points, template))
-    u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
-    return u @ vt
-
-
 def head_rotation_from_pose(world: np.ndarray, keypoints: np.ndarray, visibility: np.ndarray) -> np.ndarray:
     """
     Head rotations (F, 3, 3), relative to the viewing ray, from nose, eyes, ears and mouth of a pose: first the best rotation
@@ -223,19 +216,16 @@ def head_rotation_from_pose(world: np.ndarray, keypoints: np.ndarray, visibility
     `keypoints` (F, 33, 2), at the depths that the last rotation gives them (DeMenthon and Davis 1995, scaled orthographic).
     What the pose guesses of depth is too flat: in profile it alone is 25 to 45 degrees off. `visibility` (F, 33) weighs.
     """
-    weights = visibility[:, _POSE_FACE] + 0.05
-    weights = weights / weights.sum(axis=1, keepdims=True)
-    points, places = world[:, _POSE_FACE], keypoints[:, _POSE_FACE]
-    template = _POSE_FACE_IN_HEAD - np.einsum("fn,nd->fd", weights, _POSE_FACE_IN_HEAD)[:, None]
-    rotation = _best_rotations(points - np.einsum("fn,fnd->fd", weights, points)[:, None], template, weights)
+    weights, places = visibility[:, _POSE_FACE] + 0.05, keypoints[:, _POSE_FACE]
+    rotation = best_rotations(_POSE_FACE_IN_HEAD, world[:, _POSE_FACE], weights)
     for _ in range(3):
-        turned = np.einsum("fij,fnj->fni", rotation, template)
+        turned = np.einsum("fij,nj->fni", rotation, _POSE_FACE_IN_HEAD)
         scale, offset = weak_perspective(turned, places, weights)
         # Points that fall together, or lie the other way round, show no rotation.
         shown = scale > 1e-3
         across = (places[shown] - offset[shown, None]) / scale[shown, None, None]
         seen = np.concatenate([across, turned[shown, :, 2:]], axis=-1)
-        rotation[shown] = _best_rotations(seen, template[shown], weights[shown])
+        rotation[shown] = best_rotations(_POSE_FACE_IN_HEAD, seen, weights[shown])
     return rotation
 
 
