@@ -104,31 +104,24 @@ def turning_clip():
     return yaw, looks, observations(turned(yaw))
 
 
+def heads_of(looks, observed):
+    pose = observed.keypoints, observed.world, observed.visibility, observed.seen
+    return estimate_heads(looks, *pose, FOCAL_LENGTH, WIDTH, HEIGHT, 30.0)
+
+
 def test_without_a_face_the_body_says_how_large_the_head_is():
     _, _, observed = turning_clip()
-    arguments = (observed.world, observed.visibility, observed.seen, FOCAL_LENGTH, WIDTH, HEIGHT, 30.0)
-    found = estimate_heads([None] * 61, observed.keypoints, *arguments)
-    guessed = observed.keypoints.copy()
-    face = guessed[:, :11]
-    guessed[:, :11] = face.mean(axis=1, keepdims=True) + 0.5 * (face - face.mean(axis=1, keepdims=True))
-    heads = estimate_heads([None] * 61, guessed, *arguments)
+    found = heads_of([None] * 61, observed)
+    face = observed.keypoints[:, :11].copy()
+    observed.keypoints[:, :11] = face.mean(axis=1, keepdims=True) + 0.5 * (face - face.mean(axis=1, keepdims=True))
+    heads = heads_of([None] * 61, observed)
     np.testing.assert_allclose(heads.radius, found.radius, rtol=0.1)
     assert np.abs(heads.center - found.center).max() < 0.3 * found.radius.max()
 
 
 def test_the_head_carries_on_when_the_face_is_turned_away():
     yaw, looks, observed = turning_clip()
-    heads = estimate_heads(
-        looks,
-        observed.keypoints,
-        observed.world,
-        observed.visibility,
-        observed.seen,
-        FOCAL_LENGTH,
-        WIDTH,
-        HEIGHT,
-        30.0,
-    )
+    heads = heads_of(looks, observed)
     found = head_yaw_pitch_roll(heads.rotation)[:, 0]
     error = (found - yaw + 180) % 360 - 180
     assert np.abs(error).max() < 6.0
@@ -145,17 +138,7 @@ def test_the_head_carries_on_with_what_the_pose_is_off_by_there():
     off = np.where(np.arange(120) < 60, 0.0, 20.0)
     looks = [None if 25 <= frame % 60 < 35 else face_look(angle) for frame, angle in enumerate(yaw)]
     observed = observations(turned(yaw + off))
-    heads = estimate_heads(
-        looks,
-        observed.keypoints,
-        observed.world,
-        observed.visibility,
-        observed.seen,
-        FOCAL_LENGTH,
-        WIDTH,
-        HEIGHT,
-        30.0,
-    )
+    heads = heads_of(looks, observed)
     found = head_yaw_pitch_roll(heads.rotation)[:, 0]
     assert np.abs(found - yaw).max() < 4
 
