@@ -55,13 +55,25 @@ class ScriptProcess:
     def send_signal(self, number: int) -> None:
         os.kill(self._process.pid, number)
 
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.join()
+
     def finish(self, code: int = 0, timeout: float = 300.0) -> str:
         """Waits for the end, which has to be with this exit code; what was written to both streams."""
         self._process.join(timeout)
         ended_with = self._process.exitcode
-        self._process.kill()
-        self._process.join()
+        self.kill()
         output = Path(self._output).read_text()
         Path(self._output).unlink()
         assert ended_with == code, f"ended with {ended_with}\n{output}"
         return output
+
+
+def finish_together(processes: list[ScriptProcess]) -> list[str]:
+    """What each of processes that wait for each other wrote; where one fails the others end, too."""
+    try:
+        return [process.finish() for process in processes]
+    finally:
+        for process in processes:
+            process.kill()

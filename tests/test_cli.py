@@ -222,7 +222,7 @@ def test_a_command_that_is_stopped_says_one_line_and_leaves_nothing(tmp_path, st
         if list(tmp_path.iterdir()) or not process.runs:
             break
         time.sleep(0.1)
-    assert process.runs, process.finish()
+    assert process.runs and list(tmp_path.iterdir()), process.finish(timeout=0)
     process.send_signal(stop)
     assert process.finish(code).splitlines() == [f"dreamactor: {said}"]
     assert not list(tmp_path.iterdir())

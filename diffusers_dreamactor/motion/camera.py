@@ -65,13 +65,13 @@ def shortest_rotation(start: np.ndarray, end: np.ndarray) -> np.ndarray:
 
 def best_rotations(template: np.ndarray, points: np.ndarray, weights: np.ndarray) -> np.ndarray:
     """
-    The rotations (F, 3, 3) that bring `template` (N, 3) or (F, N, 3) nearest to `points` (F, N, 3) under `weights` (F, N),
-    wherever the two are (Kabsch's algorithm).
+    The rotations (F, 3, 3) that bring `template` (N, 3) nearest to `points` (F, N, 3) under `weights` (F, N), wherever the
+    two are (Kabsch's algorithm).
     """
     weights = weights / weights.sum(axis=1, keepdims=True)
-    template = np.broadcast_to(template, points.shape)
-    template, points = (each - np.einsum("fn,fnd->fd", weights, each)[:, None] for each in (template, points))
-    u, _, vt = np.linalg.svd(np.einsum("fn,fni,fnj->fij", weights, points, template))
+    # with the points centred the template's place falls out
+    points = points - np.einsum("fn,fnd->fd", weights, points)[:, None]
+    u, _, vt = np.linalg.svd(np.einsum("fn,fni,nj->fij", weights, points, template))
     u[:, :, 2] *= np.linalg.det(u @ vt)[:, None]
     return u @ vt
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from ..processes import ScriptProcess
+from ..processes import ScriptProcess, finish_together
 from .conftest import make_inputs, make_model
 
 
@@ -13,8 +13,7 @@ from .conftest import make_inputs, make_model
 def predicted(tmp_path_factory) -> Path:
     """A folder of what two processes predicted: `context.pt` and `tensor.pt`."""
     script, folder = Path(__file__).with_name("parallel_process.py"), tmp_path_factory.mktemp("predicted")
-    for process in [ScriptProcess(script, rank, folder) for rank in range(2)]:
-        process.finish()
+    finish_together([ScriptProcess(script, rank, folder) for rank in range(2)])
     return folder
 
 

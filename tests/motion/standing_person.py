@@ -5,6 +5,7 @@ from scipy.spatial.transform import Rotation
 
 from diffusers_dreamactor.motion.capture.body_pose import PoseObservations
 from diffusers_dreamactor.motion.capture.head_pose import FaceLook
+from diffusers_dreamactor.motion.capture.tracking import Person
 from diffusers_dreamactor.motion.sequence import project
 
 
@@ -41,6 +42,11 @@ def turned(yaw_degrees) -> np.ndarray:
     """The standing person turned by yaws (F,), positive to the right of the picture."""
     rotation = Rotation.from_euler("Y", -np.reshape(yaw_degrees, (-1, 1)), degrees=True).as_matrix()
     return np.einsum("fij,nj->fni", rotation, STANDING)
+
+
+def standing_at(x: float) -> Person:
+    """Somebody as the pose landmarker finds them, at `x` pixels."""
+    return Person(STANDING[:, :2] * 200 + [x, 250], STANDING, np.full(33, 0.95))
 
 
 class Reader:

@@ -3,13 +3,8 @@ import tracemalloc
 import numpy as np
 
 from diffusers_dreamactor.motion.capture.faces import expected_heads
-from diffusers_dreamactor.motion.capture.tracking import Person
 
-from .standing_person import STANDING
-
-
-def standing_at(x: float) -> Person:
-    return Person(STANDING[:, :2] * 200 + [x, 250], STANDING, np.full(33, 0.95))
+from .standing_person import standing_at
 
 
 def test_heads_are_expected_between_the_poses_and_a_second_beyond():

@@ -41,7 +41,7 @@ def test_head_rotation_from_ears_eyes_and_nose(yaw):
     observed = observations(turned([yaw]), (0.0, 0.62, 3.0))
     rotation = head_rotation_from_pose(observed.world, observed.keypoints, observed.visibility)
     found = head_yaw_pitch_roll(rotation)[0]
-    assert found[0] == pytest.approx(yaw, abs=1.5)
+    assert found[0] == pytest.approx(yaw, abs=1.0)
     assert abs(found[2]) < 1.0
 
 
@@ -133,14 +133,22 @@ def test_the_head_carries_on_when_the_face_is_turned_away():
 
 
 def test_the_head_carries_on_with_what_the_pose_is_off_by_there():
-    """The estimator's heads are off by 0 degrees at first and by 20 at last; faces are lost for a while in both halves."""
+    """The estimator's heads are off by 0 degrees at first and by 30 at last; faces are lost for a while in both halves."""
     yaw = np.full(120, 10.0)
-    off = np.where(np.arange(120) < 60, 0.0, 20.0)
+    off = np.where(np.arange(120) < 60, 0.0, 30.0)
     looks = [None if 25 <= frame % 60 < 35 else face_look(angle) for frame, angle in enumerate(yaw)]
     observed = observations(turned(yaw + off))
     heads = heads_of(looks, observed)
     found = head_yaw_pitch_roll(heads.rotation)[:, 0]
     assert np.abs(found - yaw).max() < 4
+
+
+def test_a_face_and_a_pose_that_disagree_teach_nothing():
+    """For a third of the clip the pose's head is turned away by 90 degrees; the face is lost just after."""
+    off = np.where((np.arange(60) >= 20) & (np.arange(60) < 40), 90.0, 0.0)
+    looks = [None if 40 <= frame < 50 else face_look(10.0) for frame in range(60)]
+    heads = heads_of(looks, observations(turned(10.0 + off)))
+    assert np.abs(head_yaw_pitch_roll(heads.rotation)[:, 0] - 10.0).max() < 4
 
 
 def test_a_head_turned_to_the_back_is_said(warned):

@@ -7,7 +7,7 @@ from diffusers_dreamactor.motion.capture.appearance import head_outline, part_co
 from diffusers_dreamactor.motion.capture.contact import Contact
 from diffusers_dreamactor.motion.capture.tracking import CutDetector, Person, PersonTracker, colour_histogram
 
-from .standing_person import STANDING
+from .standing_person import STANDING, standing_at
 
 
 def person(x, colour, rng) -> Person:
@@ -119,10 +119,6 @@ def dressed(picture: np.ndarray, person: Person, trunk, face, limbs) -> Person:
         appearance=colour_histogram(picture, person),
         colours=part_colours(picture, person.keypoints, person.visibility),
     )
-
-
-def standing_at(x: float) -> Person:
-    return Person(STANDING[:, :2] * 200 + [x, 250], STANDING, np.full(33, 0.95))
 
 
 def test_of_people_who_touch_every_part_is_the_persons_own_or_lost():

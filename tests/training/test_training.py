@@ -17,7 +17,7 @@ from diffusers_dreamactor.training.objective import DreamActorObjective, Objecti
 from diffusers_dreamactor.training.sharding import check_sharding
 from diffusers_dreamactor.training.stages import set_trainable
 
-from ..processes import ScriptProcess
+from ..processes import ScriptProcess, finish_together
 
 
 COMMON = ["--cpu", "--mixed_precision", "no", "--lengths", "3", "--learning_rate", "1e-3", "--logging_steps", "1"]
@@ -265,7 +265,7 @@ def train_together(*arguments, sharded: bool = False) -> list[str]:
         ScriptProcess(*scripts, *arguments, environment=environment | {"RANK": str(rank), "LOCAL_RANK": str(rank)})
         for rank in (0, 1)
     ]
-    return [process.finish() for process in processes]
+    return finish_together(processes)
 
 
 @pytest.fixture(scope="module")

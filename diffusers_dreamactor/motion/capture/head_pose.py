@@ -20,11 +20,11 @@ _FACE_CENTRE = np.array([0.0, 0.0, 3.5])
 # A pose's face further than this from the face, in sides of the face, and one of the two is wrong.
 _POSE_FACE_ERROR = 0.35
 # A pose's head turned further than this from the face, in degrees, and one of the two is wrong.
-_POSE_TURN_ERROR = 30.0
+_POSE_TURN_ERROR = 35.0
 # A pose's difference to the face changes slowly: the weight of a frame falls by a factor e in so many seconds, and the clip's
 # mean counts as much as so many frames.
 _NEARBY_SECONDS = 0.5
-_USUAL_WEIGHT = 2.0
+_USUAL_WEIGHT = 1.0
 # A face is alone if in so many seconds before and after it fewer than this share of the frames have one.
 _ALONE_SECONDS = 0.25
 _ALONE_SHARE = 0.25
